@@ -1,0 +1,311 @@
+"""The fluid network: activities share link classes max-min fairly, and SimPy is told when the next thing happens.
+
+One object stands for all activities of a class and one for all links of a class; `weight` is what one link of the class
+carries of the whole class, so loads are those of the unfolded network. An activity pays its latency, then moves its
+bytes at a rate that changes whenever its neighbours change. All changes of an instant are settled once, at low priority,
+and only the connected component that changed is solved again.
+
+Times come from one heap of deadlines with a single SimPy event for the earliest; a deadline that has been superseded is
+left in the heap and ignored, never interrupted.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import simpy
+
+#: Deadlines this close (relative to now) are one instant: differences of an ulp must not multiply events.
+_SAME_INSTANT = 1e-13
+#: SimPy orders events of one instant by priority; 0 and 1 are its own.
+_LAST = 2
+#: Components with more activities than this are filled with numpy.
+_CROWD = 40
+
+
+class Activity:
+    """A transfer class in flight. links: (link class, weight); size: bytes an edge; cap: bytes/s an edge."""
+
+    __slots__ = (
+        "began", "beside", "cap", "done", "ended", "links", "log", "owner", "rate", "ready", "remaining", "size", "since",
+        "stretch", "version", "watchers",
+    )  # fmt: skip
+
+    def __init__(self, links: tuple[tuple[int, float], ...], size: float, cap: float) -> None:
+        self.links = links
+        self.size = size
+        self.remaining = size
+        self.cap = cap
+        self.rate = 0.0
+        self.since = 0.0
+        self.version = 0
+        self.began: float | None = None
+        self.ended: float | None = None
+        self.done: simpy.Event | None = None
+        self.owner: Any = None
+        self.log: list[tuple[float, float, float]] | None = None
+        #: the factor 1 + y on its weights while something computes beside it
+        self.stretch = 1.0
+        self.beside = 0
+        self.watchers: tuple[Any, ...] = ()
+
+    def due(self, network: Network) -> None:
+        """A deadline of the activity: its latency is over, or its bytes have arrived."""
+        if self.began is None:
+            network.begin(self)
+        else:
+            network.finish(self)
+
+
+class Network:
+    """Link classes with capacities (bytes/s of one link) and the activities on them."""
+
+    def __init__(self, env: simpy.Environment, capacity: Iterable[float]) -> None:
+        self.env = env
+        self.capacity = list(capacity)
+        self._on: list[dict[Activity, float]] = [{} for _ in self.capacity]
+        self._heap: list[tuple[float, int, int, Any]] = []
+        self._sequence = 0
+        self._wake_at = float("inf")
+        self._dirty: dict[Activity, None] = {}
+        self._dirty_links: set[int] = set()
+        self._settling = False
+
+    # -- deadlines ---------------------------------------------------------------------------------------------------
+    def deadline(self, when: float, version: int, item: Any) -> None:
+        """Calls item.due(self) at `when`, unless item.version has moved on by then."""
+        self._sequence += 1
+        heapq.heappush(self._heap, (when, self._sequence, version, item))
+        if when < self._wake_at:
+            self._arm(when)
+
+    def _arm(self, when: float) -> None:
+        self._wake_at = when
+        event = simpy.Event(self.env)
+        event._ok = True
+        event._value = when
+        event.callbacks.append(self._wake)
+        self.env.schedule(event, delay=max(0.0, when - self.env.now))
+
+    def _wake(self, event: simpy.Event) -> None:
+        if event._value != self._wake_at:
+            return  # a stale timer
+        now = self.env.now
+        limit = max(now, self._wake_at) * (1 + _SAME_INSTANT)
+        heap = self._heap
+        self._wake_at = float("inf")
+        while heap and heap[0][0] <= limit:
+            _, _, version, item = heapq.heappop(heap)
+            if version == item.version:
+                item.due(self)
+        while heap and heap[0][2] != heap[0][3].version:
+            heapq.heappop(heap)
+        if heap and heap[0][0] < self._wake_at:
+            self._arm(heap[0][0])
+
+    # -- activities --------------------------------------------------------------------------------------------------
+    def start(self, activity: Activity, latency: float) -> None:
+        """The activity's bytes begin to move after its latency."""
+        if latency > 0:
+            self.deadline(self.env.now + latency, activity.version, activity)
+        else:
+            self.begin(activity)
+
+    def begin(self, activity: Activity) -> None:
+        now = self.env.now
+        activity.began = activity.since = now
+        activity.version += 1
+        if activity.remaining <= 0:
+            self.finish(activity)
+            return
+        for link, weight in activity.links:
+            self._on[link][activity] = weight
+        for watcher in activity.watchers:
+            watcher.transfer_began(activity)
+        self.disturb(activity)
+
+    def finish(self, activity: Activity) -> None:
+        now = self.env.now
+        self._record(activity, now)
+        activity.version += 1
+        activity.remaining = 0.0
+        activity.ended = now
+        if activity.size > 0:
+            for link, _ in activity.links:
+                on = self._on[link]
+                del on[activity]
+                if on:
+                    self._dirty_links.add(link)
+                    self._request()
+            for watcher in activity.watchers:
+                watcher.transfer_ended(activity)
+        self._dirty.pop(activity, None)
+        activity.owner.ended(activity)
+
+    def disturb(self, activity: Activity) -> None:
+        """The activity's rate, and those of its neighbours, must be found again."""
+        self._dirty[activity] = None
+        self._request()
+
+    def _request(self) -> None:
+        if not self._settling:
+            self._settling = True
+            event = simpy.Event(self.env)
+            event._ok = True
+            event._value = None
+            event.callbacks.append(self._settle)
+            self.env.schedule(event, priority=_LAST)
+
+    def _record(self, activity: Activity, now: float) -> None:
+        if activity.log is not None and now > activity.since and activity.rate > 0:
+            activity.log.append((activity.since, now, activity.rate))
+
+    # -- rates -------------------------------------------------------------------------------------------------------
+    def _settle(self, _: simpy.Event) -> None:
+        self._settling = False
+        seeds = dict(self._dirty)
+        for link in sorted(self._dirty_links):
+            seeds.update(dict.fromkeys(self._on[link]))
+        self._dirty = {}
+        self._dirty_links = set()
+        seen: set[Activity] = set()
+        for seed in seeds:
+            if seed in seen or seed.ended is not None:
+                continue
+            component = self._component(seed, seen)
+            if len(component) == 1:
+                rates = [self._alone(seed)]
+            elif len(component) <= _CROWD:
+                rates = self._fill(component)
+            else:
+                rates = self._fill_crowd(component)
+            now = self.env.now
+            for activity, rate in zip(component, rates, strict=True):
+                self._set_rate(activity, rate, now)
+
+    def _component(self, seed: Activity, seen: set[Activity]) -> list[Activity]:
+        component = [seed]
+        seen.add(seed)
+        on = self._on
+        visited: set[int] = set()
+        for activity in component:
+            for link, _ in activity.links:
+                if link not in visited:
+                    visited.add(link)
+                    if len(on[link]) > 1:
+                        for other in on[link]:
+                            if other not in seen:
+                                seen.add(other)
+                                component.append(other)
+        return component
+
+    def _alone(self, activity: Activity) -> float:
+        stretch = activity.stretch
+        rate = activity.cap / stretch
+        for link, weight in activity.links:
+            fair = self.capacity[link] / (weight * stretch)
+            if fair < rate:
+                rate = fair
+        return rate
+
+    def _fill(self, component: list[Activity]) -> list[float]:
+        """Progressive filling: raise all rates together; what saturates, or meets its own cap, stands still."""
+        rate: dict[Activity, float] = {}
+        weights: dict[int, float] = {}
+        spent: dict[int, float] = {}
+        for activity in component:
+            for link, weight in activity.links:
+                weights[link] = weights.get(link, 0.0) + weight * activity.stretch
+                spent[link] = 0.0
+        running = list(component)
+        while running:
+            level = min(activity.cap / activity.stretch for activity in running)
+            tight = -1
+            for link, weight in weights.items():
+                if weight > 0:
+                    fair = (self.capacity[link] - spent[link]) / weight
+                    if fair < level:
+                        level, tight = fair, link
+            level = max(level, 0.0)
+            limit = level * (1 + 1e-12)
+            saturated = {
+                link
+                for link, weight in weights.items()
+                if weight > 0 and (self.capacity[link] - spent[link]) / weight <= limit
+            }
+            if tight >= 0:
+                saturated.add(tight)
+            still = []
+            for activity in running:
+                if activity.cap / activity.stretch <= limit or any(link in saturated for link, _ in activity.links):
+                    rate[activity] = level
+                    for link, weight in activity.links:
+                        spent[link] += weight * activity.stretch * level
+                        weights[link] -= weight * activity.stretch
+                else:
+                    still.append(activity)
+            for link in saturated:
+                weights[link] = 0.0
+            running = still
+        return [rate[activity] for activity in component]
+
+    def _fill_crowd(self, component: list[Activity]) -> list[float]:
+        """The same filling on arrays, for components of many activities."""
+        rows = [
+            (i, link, weight * activity.stretch)
+            for i, activity in enumerate(component)
+            for link, weight in activity.links
+        ]
+        who = np.array([row[0] for row in rows])
+        links, where = np.unique(np.array([row[1] for row in rows]), return_inverse=True)
+        weight = np.array([row[2] for row in rows])
+        left = np.array([self.capacity[link] for link in links])
+        own = np.array([activity.cap / activity.stretch for activity in component])
+        return list(max_min(who, where, weight, left, own))
+
+    def _set_rate(self, activity: Activity, rate: float, now: float) -> None:
+        # A rate that did not change keeps its deadline: most do not.
+        if abs(rate - activity.rate) <= _SAME_INSTANT * rate:
+            return
+        if now > activity.since:
+            activity.remaining -= activity.rate * (now - activity.since)
+            self._record(activity, now)
+            activity.since = now
+        activity.rate = rate
+        activity.version += 1
+        self.deadline(now + max(0.0, activity.remaining) / rate, activity.version, activity)
+
+
+def max_min(
+    who: np.ndarray[Any, Any],
+    where: np.ndarray[Any, Any],
+    weight: np.ndarray[Any, Any],
+    capacity: np.ndarray[Any, Any],
+    cap: np.ndarray[Any, Any],
+) -> np.ndarray[Any, Any]:
+    """Max-min fair rates by progressive filling.
+
+    Row r: flow who[r] crosses link where[r] with weight[r]. capacity: (links,) bytes/s; cap: (flows,) own limit.
+    Returns (flows,) rates. Each round raises all running flows to the lowest level that stops one.
+    """
+    flows = cap.size
+    rate = np.zeros(flows)
+    running = np.ones(flows, dtype=bool)
+    left = capacity.astype(np.float64).copy()
+    while running.any():
+        live = running[who]
+        demand = np.bincount(where[live], weights=weight[live], minlength=left.size)
+        with np.errstate(divide="ignore"):
+            fair = np.where(demand > 0, np.maximum(left, 0.0) / np.where(demand > 0, demand, 1.0), np.inf)
+        level = min(float(fair.min()), float(cap[running].min()))
+        limit = level * (1 + 1e-12)
+        stopped = running & (cap <= limit)
+        stopped[who[live & (fair[where] <= limit)]] = True
+        rate[stopped] = level
+        rows = stopped[who] & live
+        left -= np.bincount(where[rows], weights=weight[rows] * level, minlength=left.size)
+        running &= ~stopped
+    return rate

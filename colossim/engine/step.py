@@ -1,0 +1,234 @@
+"""One training step, played: SimPy runs the rank classes through their programs, and a record remains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import simpy
+
+from colossim.engine.network import Network
+from colossim.engine.rank import BUBBLE, STRAGGLER, Group, Member
+from colossim.engine.record import CATEGORIES, Floats, LinkUse, StepRecord, Timeline
+from colossim.fold import LinkClass, Quotient
+from colossim.segments import Leg
+from colossim.traffic import BOUNDARY_CHANNELS
+
+#: Channels whose transfers run beside kernels and slow them.
+_SLOWING = frozenset({"data", "expert_data", "context"})
+#: Up to this many link classes all are watched through the step; above, the first of each kind.
+_WATCH_ALL = 64
+
+Progress = Callable[[float], None]
+
+
+def play(
+    quotient: Quotient,
+    legs: list[tuple[Leg, ...]],
+    node_names: tuple[str, ...],
+    slowdown: tuple[float, float],
+    progress: Progress | None = None,
+) -> StepRecord:
+    """Plays one step of the folded job.
+
+    legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of rank classes
+    that have finished.
+    """
+    env = simpy.Environment()
+    network = Network(env, (link.capacity for link in quotient.links))
+    watched = _watched(quotient)
+    groups = [
+        [
+            Group(network, kind, name in BOUNDARY_CHANNELS, any(link in watched for link, _ in kind.links) or kind.passive != ())
+            for kind in classes
+        ]
+        for name, classes in zip(quotient.channels, quotient.groups, strict=True)
+    ]  # fmt: skip
+    recorded: set[tuple[int, int]] = set()
+    members = []
+    for kind in quotient.ranks:
+        first_of_its_kind = (kind.stage, kind.hardware) not in recorded
+        recorded.add((kind.stage, kind.hardware))
+        places = tuple(
+            tuple(groups[channel][index] if index >= 0 else None for index in roles)
+            for channel, roles in enumerate(kind.groups)
+        )
+        members.append(Member(network, kind, places, slowdown, first_of_its_kind))
+    if slowdown[0] or slowdown[1]:
+        for name, classes in zip(quotient.channels, groups, strict=True):
+            if name in _SLOWING:
+                for group in classes:
+                    group.watchers = tuple(members[index] for index in group.kind.members)
+    processes = [env.process(member.play(i, legs[i])) for i, member in enumerate(members)]
+    _run(env, processes, progress)
+    step_time = max(member.end for member in members)
+    timelines = tuple(_timeline(m, legs[i], node_names, step_time, len(_stages(quotient)) > 1)
+                      for i, m in enumerate(members) if m.recorded)  # fmt: skip
+    order = sorted(range(len(timelines)), key=lambda i: (timelines[i].stage, timelines[i].rank))
+    timelines = tuple(timelines[i] for i in order)
+    kept = [m for m in members if m.recorded]
+    busiest = max(range(len(timelines)), key=lambda i: (round(kept[order[i]].computed / step_time, 9), -i))
+    return StepRecord(
+        step_time=step_time,
+        timelines=timelines,
+        links=_link_uses(quotient, groups, watched, step_time),
+        critical=busiest,
+        processes=len(members),
+        events=next(env._eid),
+        rank_end=np.array([member.end for member in members]),
+    )
+
+
+def _stages(quotient: Quotient) -> set[int]:
+    return {kind.stage for kind in quotient.ranks}
+
+
+def _run(env: simpy.Environment, processes: list[simpy.Process], progress: Progress | None) -> None:
+    if progress is None:
+        env.run()
+    else:
+        left = len(processes)
+
+        def tell(_: simpy.Event) -> None:
+            nonlocal left
+            left -= 1
+            progress(1 - left / len(processes))
+
+        for process in processes:
+            process.callbacks.append(tell)
+        env.run()
+    stuck = [i for i, process in enumerate(processes) if process.is_alive]
+    if stuck:
+        raise RuntimeError(f"deadlock: rank classes {stuck[:8]} wait for ever; the programs do not match")
+
+
+def _watched(quotient: Quotient) -> set[int]:
+    links = range(len(quotient.links))
+    if len(links) <= _WATCH_ALL:
+        return set(links)
+    firsts: dict[tuple[str, float], int] = {}
+    for i in links:
+        firsts.setdefault((quotient.links[i].kind, quotient.links[i].capacity), i)
+    return set(firsts.values())
+
+
+def _timeline(member: Member, legs: tuple[Leg, ...], names: tuple[str, ...], step_time: float, pipeline: bool) -> Timeline:
+    """Segments laid out part by part, waits between them, and the final barrier."""
+    rows: list[tuple[Floats, Floats, np.ndarray, np.ndarray]] = []
+    by_segment: dict[int, tuple[object, list[float], list[int]]] = {}
+    for start, segment, leg in member.segments:
+        _, starts, where = by_segment.setdefault(id(segment), (segment, [], []))
+        starts.append(start)
+        where.append(leg)
+    for segment, starts, where in by_segment.values():
+        seconds = np.array([part.seconds for part in segment.parts])
+        offsets = np.cumsum(seconds) - seconds
+        begin = np.add.outer(np.array(starts), offsets)
+        category = np.broadcast_to(np.array([part.category for part in segment.parts]), begin.shape)
+        number = np.broadcast_to(np.array(where)[:, None], begin.shape)
+        rows.append((begin.ravel(), (begin + seconds).ravel(), category.ravel(), number.ravel()))
+    spans = list(member.spans)
+    if member.end < step_time:
+        spans.append((member.end, step_time, BUBBLE if pipeline else STRAGGLER, len(legs) - 1))
+    if spans:
+        table = np.array(spans, dtype=np.float64)
+        rows.append((table[:, 0], table[:, 1], table[:, 2].astype(int), table[:, 3].astype(int)))
+    start, end, category, leg = (np.concatenate(column) for column in zip(*rows, strict=True))
+    order = np.argsort(start, kind="stable")
+    start, end, category, leg = start[order], end[order], category[order], leg[order]
+    # Sums of parts and the event clock differ by rounding: each interval begins where the last one ended.
+    start = np.concatenate(([0.0], end[:-1]))
+    keep = end > start
+    table = np.array([(leg.direction, leg.micro_batch, leg.chunk) for leg in legs], dtype=np.int64)
+    where = table[leg[keep]]
+    return Timeline(
+        stage=member.kind.stage,
+        hardware=names[member.kind.hardware],
+        count=member.kind.count,
+        rank=member.kind.first,
+        start=start[keep],
+        end=end[keep],
+        category=category[keep].astype(np.int64),
+        direction=where[:, 0],
+        micro_batch=where[:, 1],
+        chunk=where[:, 2],
+    )
+
+
+def _link_uses(
+    quotient: Quotient, groups: list[list[Group]], watched: set[int], step_time: float
+) -> tuple[LinkUse, ...]:
+    logs: dict[int, tuple[Floats, Floats, Floats]] = {}
+
+    def log_of(group: Group) -> tuple[Floats, Floats, Floats]:
+        if id(group) not in logs:
+            logs[id(group)] = _throughput(group)
+        return logs[id(group)]
+
+    touching: list[list[tuple[Group, float]]] = [[] for _ in quotient.links]
+    passing: list[list[tuple[Group, float]]] = [[] for _ in quotient.passive]
+    for classes in groups:
+        for group in classes:
+            for link, weight in group.kind.links:
+                touching[link].append((group, weight))
+            for link, weight in group.kind.passive:
+                passing[link].append((group, weight))
+    uses = []
+    for i, link in enumerate(quotient.links):
+        uses.append(_link_use(link, touching[i], log_of if i in watched else None, step_time))
+    for i, link in enumerate(quotient.passive):
+        uses.append(_link_use(link, passing[i], log_of, step_time))
+    return tuple(uses)
+
+
+def _throughput(group: Group) -> tuple[Floats, Floats, Floats]:
+    """(intervals,) start, end and bytes/s of an edge of the group."""
+    rows = [np.array(group.log or np.zeros((0, 3)), dtype=np.float64)]
+    channel = group.kind.channel
+    by_segment: dict[int, tuple[object, list[float]]] = {}
+    for start, segment in group.segments:
+        by_segment.setdefault(id(segment), (segment, []))[1].append(start)
+    for segment, starts in by_segment.values():
+        offsets, seconds, size = segment.traffic[channel]
+        begin = np.add.outer(np.array(starts), offsets).ravel()
+        length = np.tile(seconds, len(starts))
+        keep = length > 0
+        rate = np.tile(size / np.where(seconds > 0, seconds, 1.0), len(starts))
+        rows.append(np.stack([begin, begin + length, rate], axis=1)[keep])
+    table = np.concatenate(rows)
+    return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _link_use(
+    link: LinkClass, groups: list[tuple[Group, float]], log_of: Callable[[Group], tuple[Floats, Floats, Floats]] | None,
+    step_time: float,
+) -> LinkUse:  # fmt: skip
+    carried = sum(group.bytes * weight for group, weight in groups)
+    times, rate = np.array([0.0, step_time]), np.array([carried / step_time])
+    busy = step_time if carried else 0.0
+    if log_of is not None:
+        times, rate = _step_function([(log_of(group), weight) for group, weight in groups], step_time)
+        busy = float(np.sum(np.diff(times)[rate > 0]))
+    name = link.kind.replace("-", " ").replace("nic", "NIC").replace("nvlink", "NVLink")
+    return LinkUse(name, link.kind, link.count, link.capacity, carried, busy, times, rate)
+
+
+def _step_function(
+    logs: list[tuple[tuple[Floats, Floats, Floats], float]], step_time: float
+) -> tuple[Floats, Floats]:
+    """Sum of intervals of constant rate as one step function over [0, step_time]."""
+    start = np.concatenate([log[0] for log, _ in logs] or [np.zeros(0)])
+    end = np.concatenate([log[1] for log, _ in logs] or [np.zeros(0)])
+    rate = np.concatenate([log[2] * weight for log, weight in logs] or [np.zeros(0)])
+    when = np.concatenate([start, end])
+    change = np.concatenate([rate, -rate])
+    edges, where = np.unique(np.concatenate([when, [0.0, step_time]]), return_inverse=True)
+    steps = np.bincount(where[: when.size], weights=change, minlength=edges.size)
+    level = np.cumsum(steps)[:-1]
+    # A sum of starts and ends leaves rounding behind where nothing flows.
+    level[level < 1e-9 * max(1.0, float(level.max(initial=0.0)))] = 0.0
+    inside = edges[:-1] < step_time
+    return np.append(edges[:-1][inside], step_time), level[inside]
+
+
+__all__ = ["CATEGORIES", "play"]

@@ -1,0 +1,521 @@
+"""Folding: identical ranks, groups and links become classes, and the answer stays equal.
+
+The classes are an **equitable partition**: links of a class have the same capacity and the same summed weight from each
+class of groups; groups of a class touch the same set of link classes and have members of the same set of rank classes;
+ranks of a class run the same program on the same hardware and belong to groups of the same classes. In progressive
+filling all flows of a class then see the same loads and freeze together, so every event happens when it would unfolded.
+
+`refine` finds the coarsest such partition by colour refinement on hashed arrays, to a fixpoint. `off` is the identity
+partition through the same code; `bundles` is an estimate that folds the fabric's bundles by what they carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim.cluster import LINK_KINDS
+from colossim.errors import TooManyClasses
+from colossim.patterns import LEVELS, Floats, Ints, level_can_bind
+from colossim.traffic import BOUNDARY_CHANNELS, Channel, Traffic
+
+Hashes = NDArray[np.uint64]
+
+#: Above this many rank classes `fold: exact` stops with advice (design.md: seconds become minutes).
+MOST_CLASSES = 2000
+#: Weights enter hashes as whole multiples of this, so that sums are exact.
+_QUANTUM = 2.0**-20
+
+
+def _mix(values: NDArray[np.generic] | int, salt: int) -> Hashes:
+    """splitmix64 of integers: a 64-bit hash whose sums identify multisets (Steele et al. 2014, mix13)."""
+    x = np.asarray(values).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        x = x + np.uint64((0x9E3779B97F4A7C15 * (salt + 1)) % 2**64)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _colours(signature: Hashes) -> tuple[Ints, int]:
+    """Dense colours of equal signatures, and how many there are."""
+    if signature.size == 0:
+        return np.zeros(0, np.int32), 0
+    values = np.unique(signature)
+    if values.size == 1:
+        return np.zeros(signature.size, np.int32), 1
+    return np.searchsorted(values, signature).astype(np.int32), int(values.size)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Classes of ranks, groups (a channel at a time) and links. Colours are dense from 0.
+
+    rank: (R,).  groups: (G,) a channel.  link: (links,) -1 where nothing binding crosses.  rounds: of refinement.
+    """
+
+    rank: Ints
+    groups: tuple[Ints, ...]
+    link: Ints
+    rounds: int
+
+
+@dataclass(frozen=True)
+class _Static:
+    """What refinement starts from and what its rounds reuse."""
+
+    own: tuple[tuple[int, int, int, Hashes, NDArray[np.bool_]], ...]  # channel, role, kind, weights over GPUs, used
+    extras: tuple[tuple[Ints, Ints, Hashes], ...]  # a channel: group, link, weight
+    touched: NDArray[np.bool_]
+    capacity: Hashes
+    group_start: tuple[Hashes, ...]
+
+
+def _static(traffic: Traffic, bundles: bool) -> _Static:
+    gpus = traffic.cluster.gpus
+    own = []
+    extras = []
+    touched = np.zeros(traffic.capacity.size, dtype=bool)
+    starts = []
+    for number, channel in enumerate(traffic.channels):
+        print_ = channel.footprint
+        for role, kind, weights in print_.own:
+            used = weights > 0
+            if used.any():
+                quantised = np.rint(weights / _QUANTUM).astype(np.uint64)
+                own.append((number, role, kind, quantised, used))
+                touched[kind * gpus : (kind + 1) * gpus] |= used
+        keep = ~traffic.slack[print_.link]
+        if not bundles:
+            keep &= print_.link < len(LINK_KINDS[:4]) * gpus
+        link = print_.link[keep]
+        extras.append((print_.group[keep], link, np.rint(print_.weight[keep] / _QUANTUM).astype(np.uint64)))
+        touched[link] = True
+        start = _mix(np.full(channel.groups, channel.size), 11 + number)
+        for salt, column in enumerate((print_.latency, print_.nvlink_load, print_.nic_load, print_.share)):
+            start = start + _mix(np.unique(column, return_inverse=True)[1], 101 + salt)
+        starts.append(start)
+    capacity = _mix(np.unique(traffic.capacity, return_inverse=True)[1], 7)
+    return _Static(tuple(own), tuple(extras), touched, capacity, tuple(starts))
+
+
+def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = None) -> Partition:
+    """The coarsest equitable partition, by colour refinement until the number of classes of all three stands still.
+
+    bundles: whether the fabric's binding bundles take part.  most_rounds stops early, which is *wrong* and exists
+    for the test that shows so.
+    """
+    static = _static(traffic, bundles)
+    rank, ranks = _colours(_mix(traffic.stage, 1) + _mix(traffic.hardware, 2))
+    groups = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
+    counts: tuple[int, ...] = ()
+    link_signature = static.capacity
+    rounds = 0
+    while most_rounds is None or rounds < most_rounds:
+        rounds += 1
+        groups, group_counts = _refine_groups(traffic, static, rank, groups, link_signature)
+        link_signature = _refine_links(traffic, static, groups)
+        links = int(np.unique(link_signature[static.touched]).size)
+        rank, ranks = _refine_ranks(traffic, rank, groups)
+        now = (ranks, links, *group_counts)
+        if now == counts:
+            break
+        counts = now
+    link = np.full(traffic.capacity.size, -1, np.int32)
+    touched = np.flatnonzero(static.touched)
+    gpus = traffic.cluster.gpus
+    kind = np.minimum(touched // gpus, 4)
+    link[touched] = _colours(link_signature[touched] + _mix(kind, 5))[0]
+    return Partition(rank, tuple(groups), link, rounds)
+
+
+def _refine_groups(
+    traffic: Traffic, static: _Static, rank: Ints, groups: list[Ints], link_signature: Hashes
+) -> tuple[list[Ints], list[int]]:
+    """Groups by static facts, the set of member colours by role, and the set of (link colour, weight) they touch."""
+    gpus = traffic.cluster.gpus
+    refined, counts = [], []
+    for number, channel in enumerate(traffic.channels):
+        signature = static.group_start[number] + _mix(groups[number], 3)
+        if channel.name in BOUNDARY_CHANNELS:
+            for role in (0, 1):
+                signature = signature + _mix(rank[channel.members[:, role]], 21 + role)
+        else:
+            signature = signature + _set_hash(rank[channel.members], 23)
+        for owner, role, kind, weights, _ in static.own:
+            if owner != number:
+                continue
+            weights = weights[: traffic.ranks]
+            touched = link_signature[kind * gpus : kind * gpus + traffic.ranks] ^ _mix(weights, 31 + kind)
+            used = np.where(weights > 0, touched, np.uint64(0))
+            if channel.name in BOUNDARY_CHANNELS:
+                signature = signature + _mix(used[channel.members[:, role]], 41 + role)
+            else:
+                signature = signature + _set_hash(_colours(used)[0][channel.members], 43 + kind)
+        group, link, weights = static.extras[number]
+        if group.size:
+            signature = signature + _set_rows(group, link_signature[link] ^ _mix(weights, 37), channel.groups)
+        colours, count = _colours(signature)
+        refined.append(colours)
+        counts.append(count)
+    return refined, counts
+
+
+def _set_hash(colours: Ints, salt: int) -> Hashes:
+    """(G, n) dense colours -> (G,) hash of each row's *set* of colours."""
+    groups, n = colours.shape
+    many = int(colours.max()) + 1
+    if many == 1:
+        return np.zeros(groups, np.uint64)
+    if n <= 8:
+        ordered = np.sort(colours, axis=1)
+        fresh = np.ones(ordered.shape, dtype=bool)
+        fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        return np.where(fresh, _mix(ordered, salt), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    if groups * many <= 8 * colours.size + 4096:
+        present = np.zeros((groups, many), dtype=bool)
+        present[np.arange(groups)[:, None], colours] = True
+        return (present * _mix(np.arange(many), salt)).sum(axis=1, dtype=np.uint64)
+    return _set_rows(np.repeat(np.arange(groups), n), _mix(colours.ravel(), salt), groups)
+
+
+def _set_rows(group: Ints, item: Hashes, groups: int) -> Hashes:
+    """(groups,) hash of the set of items that each group has among rows (group, item)."""
+    order = np.lexsort((item, group))
+    group, item = group[order], item[order]
+    fresh = np.ones(group.size, dtype=bool)
+    fresh[1:] = (group[1:] != group[:-1]) | (item[1:] != item[:-1])
+    return _sums(group[fresh], _mix(item[fresh], 51), groups)
+
+
+def _sums(index: Ints, values: Hashes, size: int) -> Hashes:
+    """(size,) sums of values by index, modulo 2^64."""
+    total = np.zeros(size, np.uint64)
+    np.add.at(total, index, values)
+    return total
+
+
+def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hashes:
+    """Links by capacity and the summed weight from each class of groups."""
+    gpus, ranks = traffic.cluster.gpus, traffic.ranks
+    signature = static.capacity.copy()
+    colour_hash = [_mix(colours, 61 + number) for number, colours in enumerate(groups)]
+    for number, role, kind, weights, _ in static.own:
+        group_of = traffic.channels[number].roles[role]
+        part = colour_hash[number][np.maximum(group_of, 0)] * weights[:ranks]
+        signature[kind * gpus : kind * gpus + ranks] += np.where(group_of >= 0, part, np.uint64(0))
+    for number, (group, link, weights) in enumerate(static.extras):
+        if group.size:
+            np.add.at(signature, link, colour_hash[number][group] * weights)
+    return signature
+
+
+def _refine_ranks(traffic: Traffic, rank: Ints, groups: list[Ints]) -> tuple[Ints, int]:
+    """Ranks by their colour so far and the colours of their groups, role by role."""
+    signature = _mix(rank, 71)
+    for number, channel in enumerate(traffic.channels):
+        for role, group_of in enumerate(channel.roles):
+            colour = np.where(group_of >= 0, groups[number][np.maximum(group_of, 0)] + 1, 0)
+            signature = signature + _mix(colour, 73 + 2 * number + role)
+    return _colours(signature)
+
+
+def identity(traffic: Traffic) -> Partition:
+    """Every rank, group and link a class of its own: `fold: off`, the reference."""
+    touched = _static(traffic, True).touched
+    link = np.full(traffic.capacity.size, -1, np.int32)
+    link[touched] = np.arange(int(touched.sum()), dtype=np.int32)
+    return Partition(
+        np.arange(traffic.ranks, dtype=np.int32),
+        tuple(np.arange(c.groups, dtype=np.int32) for c in traffic.channels),
+        link,
+        0,
+    )
+
+
+@dataclass(frozen=True)
+class GroupClass:
+    """Groups that behave alike. members: rank classes, a role each for boundaries (sender, receiver).
+
+    links: (link class, summed weight of the whole class on one such link).  passive: the same for `Quotient.passive`,
+    averaged over the links.  share: part of S that one pass puts on an edge.  latency: s a pass.
+    nvlink_load, nic_load: s/byte of an edge.  hardware: node type of the slowest member.
+    """
+
+    channel: int
+    count: int
+    size: int
+    members: tuple[int, ...]
+    links: tuple[tuple[int, float], ...]
+    passive: tuple[tuple[int, float], ...]
+    share: float
+    latency: float
+    nvlink_load: float
+    nic_load: float
+    hardware: int
+
+
+@dataclass(frozen=True)
+class LinkClass:
+    """Links that behave alike. kind: a name of LINK_KINDS.  capacity: bytes/s of one.  first: the lowest link."""
+
+    kind: str
+    count: int
+    capacity: float
+    first: int
+
+
+@dataclass(frozen=True)
+class RankClass:
+    """Ranks that behave alike. groups: the class of their group in each (channel, role), -1 where they have none."""
+
+    stage: int
+    hardware: int
+    count: int
+    first: int
+    groups: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """The folded job: what the engine plays. channels: names; groups: classes a channel.
+
+    links: classes of links that can bind.  passive: the fabric's other bundles, one entry a level and direction, which
+    carry bytes but never bind.  foreign: channels that use NICs or NVLinks of GPUs which are not members (relays).
+    approximate: whether `bundles` made the answer an estimate.
+    """
+
+    ranks: tuple[RankClass, ...]
+    channels: tuple[str, ...]
+    groups: tuple[tuple[GroupClass, ...], ...]
+    links: tuple[LinkClass, ...]
+    passive: tuple[LinkClass, ...]
+    partition: Partition
+    foreign: frozenset[int]
+    approximate: bool
+
+
+def _firsts(colours: Ints) -> Ints:
+    """(classes,) index of the first element of each colour."""
+    count = int(colours.max()) + 1 if colours.size else 0
+    first = np.full(count, colours.size, np.int64)
+    np.minimum.at(first, colours, np.arange(colours.size))
+    return first
+
+
+def fold(traffic: Traffic, how: str) -> Quotient:
+    """Folds by `exact`, `bundles` or `off`. Raises TooManyClasses when exact leaves too many to play in seconds."""
+    if how == "off":
+        return quotient(traffic, identity(traffic))
+    partition = refine(traffic, bundles=how == "exact")
+    classes = int(partition.rank.max()) + 1
+    if classes > MOST_CLASSES:
+        raise TooManyClasses(_advice(traffic, classes))
+    if how == "exact":
+        return quotient(traffic, partition)
+    return _with_worst_bundles(traffic, partition)
+
+
+def _advice(traffic: Traffic, classes: int) -> str:
+    fabric = traffic.cluster.fabric
+    lines = [f"run.fold: exact leaves {classes:,} classes of ranks (it stops above {MOST_CLASSES:,})."]
+    if not traffic.aligned:
+        pod = int(np.bincount(traffic.cluster.pod(np.arange(traffic.ranks))).max())
+        per_stage = traffic.ranks // (int(traffic.stage.max()) + 1)
+        nearest = max(pod, per_stage // pod * pod)
+        lines.append(
+            f"The pipeline stages ({per_stage:,} GPUs) end inside pods ({pod:,} GPUs) of a fabric with oversubscription "
+            f"{list(fabric.oversubscription)}: stages of {nearest:,} GPUs would end where pods end."
+        )
+    lines.append("`--set run.fold=bundles` answers in seconds as an estimate (within about 2 %).")
+    return " ".join(lines)
+
+
+def quotient(traffic: Traffic, partition: Partition) -> Quotient:
+    """One representative a class, with the links that it touches and the weights that a link sees."""
+    cluster, ranks = traffic.cluster, traffic.ranks
+    gpus = cluster.gpus
+    rank_first = _firsts(partition.rank)
+    rank_count = np.bincount(partition.rank)
+    seen = np.flatnonzero(partition.link >= 0)
+    link_first = seen[_firsts(partition.link[seen])]
+    link_count = np.bincount(partition.link[seen])
+    links = tuple(
+        LinkClass(cluster.link_kind_name(int(f)), int(c), float(traffic.capacity[f]), int(f))
+        for f, c in zip(link_first, link_count, strict=True)
+    )
+    passive = _passive_links(traffic, partition)
+    group_classes = []
+    for number, channel in enumerate(traffic.channels):
+        first = _firsts(partition.groups[number])
+        rows = _link_rows(channel, partition, number, link_first, gpus, ranks)
+        group_classes.append(_group_classes(traffic, channel, number, partition, first, rows, passive))
+    rank_classes = tuple(
+        RankClass(
+            stage=int(traffic.stage[f]),
+            hardware=int(traffic.hardware[f]),
+            count=int(c),
+            first=int(f),
+            groups=tuple(
+                tuple(int(partition.groups[number][role[f]]) if role[f] >= 0 else -1 for role in channel.roles)
+                for number, channel in enumerate(traffic.channels)
+            ),
+        )
+        for f, c in zip(rank_first, rank_count, strict=True)
+    )
+    names = tuple(channel.name for channel in traffic.channels)
+    foreign = frozenset(i for i, c in enumerate(traffic.channels) if np.any(c.footprint.link < 4 * gpus))
+    return Quotient(rank_classes, names, tuple(group_classes), links, passive, partition, foreign, False)
+
+
+def _passive_links(traffic: Traffic, partition: Partition) -> tuple[LinkClass, ...]:
+    """Bundles that the partition leaves out, a class a level and direction."""
+    cluster = traffic.cluster
+    classes = []
+    for level in LEVELS:
+        for down in (False, True):
+            first, size = cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size
+            out = first + np.flatnonzero(partition.link[first : first + size] < 0)
+            if out.size:
+                mean = float(traffic.capacity[out].mean())
+                classes.append(LinkClass(cluster.link_kind_name(first), int(out.size), mean, int(out[0])))
+    return tuple(classes)
+
+
+def _passive_weights(
+    traffic: Traffic, channel: Channel, partition: Partition, number: int, passive: tuple[LinkClass, ...]
+) -> list[Floats]:
+    """For each passive class the (group classes,) edges that a whole class puts on one of its links, on average."""
+    cluster, footprint = traffic.cluster, channel.footprint
+    colours = partition.groups[number]
+    classes = int(colours.max()) + 1
+    columns = []
+    for link_class in passive:
+        level, first, size = next(
+            (level, cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size)
+            for level in LEVELS
+            for down in (False, True)
+            if 0 <= link_class.first - cluster.bundle_offset(level, down) < cluster.bundle_capacity(level).size
+        )
+        if level_can_bind(cluster, level):
+            here = (footprint.link >= first) & (footprint.link < first + size)
+            here[here] = partition.link[footprint.link[here]] < 0
+            total = np.bincount(colours[footprint.group[here]], weights=footprint.weight[here], minlength=classes)
+        else:
+            total = np.bincount(colours, weights=footprint.crossings[level - 1], minlength=classes)
+        columns.append(total / link_class.count)
+    return columns
+
+
+def _link_rows(
+    channel: Channel, partition: Partition, number: int, link_first: Ints, gpus: int, ranks: int
+) -> tuple[Ints, Ints, Floats]:
+    """(group class, link class, summed weight) as one link of each class sees it."""
+    colours = partition.groups[number]
+    classes, found, weights = [], [], []
+    for role, kind, column in channel.footprint.own:
+        here = np.flatnonzero((link_first >= kind * gpus) & (link_first < kind * gpus + ranks))
+        gpu = link_first[here] - kind * gpus
+        group_of = channel.roles[role][gpu]
+        used = (column[gpu] > 0) & (group_of >= 0)
+        classes.append(colours[group_of[used]])
+        found.append(here[used])
+        weights.append(column[gpu[used]])
+    footprint = channel.footprint
+    if footprint.link.size:
+        position = np.searchsorted(np.sort(link_first), footprint.link)
+        order = np.argsort(link_first)
+        inside = position < link_first.size
+        match = np.zeros(footprint.link.size, dtype=bool)
+        match[inside] = link_first[order[position[inside]]] == footprint.link[inside]
+        classes.append(colours[footprint.group[match]])
+        found.append(order[position[match]])
+        weights.append(footprint.weight[match])
+    group_class, link_class = np.concatenate(classes), np.concatenate(found)
+    key, inverse = np.unique(group_class.astype(np.int64) * max(1, link_first.size) + link_class, return_inverse=True)
+    width = max(1, link_first.size)
+    return key // width, key % width, np.bincount(inverse, weights=np.concatenate(weights), minlength=key.size)
+
+
+def _group_classes(
+    traffic: Traffic,
+    channel: Channel,
+    number: int,
+    partition: Partition,
+    first: Ints,
+    rows: tuple[Ints, Ints, Floats],
+    passive: tuple[LinkClass, ...],
+) -> tuple[GroupClass, ...]:
+    count = np.bincount(partition.groups[number])
+    members = partition.rank[channel.members[first]]
+    hardware = traffic.hardware[channel.members[first]]
+    boundary = channel.name in BOUNDARY_CHANNELS
+    slowest = np.asarray([t.nvlink_ring.bandwidth for t in traffic.cluster.node_types])
+    bounds = np.searchsorted(rows[0], np.arange(first.size + 1))
+    footprint = channel.footprint
+    carried = _passive_weights(traffic, channel, partition, number, passive)
+    classes = []
+    for i, f in enumerate(first):
+        part = slice(int(bounds[i]), int(bounds[i + 1]))
+        row = members[i]
+        types = np.unique(hardware[i])
+        classes.append(
+            GroupClass(
+                channel=number,
+                count=int(count[i]),
+                size=channel.size,
+                members=tuple(int(m) for m in (row if boundary else np.unique(row))),
+                links=tuple(
+                    (int(link), float(weight)) for link, weight in zip(rows[1][part], rows[2][part], strict=True)
+                ),
+                passive=tuple((j, float(column[i])) for j, column in enumerate(carried) if column[i] > 0),
+                share=float(footprint.share[f]),
+                latency=float(footprint.latency[f]),
+                nvlink_load=float(footprint.nvlink_load[f]),
+                nic_load=float(footprint.nic_load[f]),
+                hardware=int(types[np.argmin(slowest[types])]),
+            )
+        )
+    return tuple(classes)
+
+
+def _with_worst_bundles(traffic: Traffic, partition: Partition) -> Quotient:
+    """`bundles`: ranks and groups folded as if the fabric never bound; each class then rides its worst bundles.
+
+    For every class of groups, level and direction the bundle with the largest load over capacity that any of its
+    groups touches is played, with the summed weight of every class on it. An estimate: it neither lets groups of a
+    class part, nor lets a bundle's neighbours free it earlier.
+    """
+    bundles_from = 4 * traffic.cluster.gpus
+    total = traffic.capacity.size
+    loads = np.zeros(total)
+    sums = []
+    for number, channel in enumerate(traffic.channels):
+        footprint = channel.footprint
+        keep = (footprint.link >= bundles_from) & ~traffic.slack[footprint.link]
+        colours = partition.groups[number][footprint.group[keep]].astype(np.int64)
+        key, inverse = np.unique(colours * total + footprint.link[keep], return_inverse=True)
+        weight = np.bincount(inverse, weights=footprint.weight[keep], minlength=key.size)
+        sums.append((key // total, key % total, weight))
+        np.add.at(loads, key % total, weight)
+    pressure = loads / traffic.capacity
+    tiers = [
+        (traffic.cluster.bundle_offset(level, down), traffic.cluster.bundle_capacity(level).size)
+        for level in LEVELS
+        for down in (False, True)
+    ]
+    chosen: set[int] = set()
+    for classes, link, _ in sums:
+        for first, size in tiers:
+            inside = (link >= first) & (link < first + size)
+            if inside.any():
+                order = np.lexsort((-link[inside], pressure[link[inside]], classes[inside]))
+                last = np.diff(classes[inside][order], append=-1) != 0
+                chosen.update(int(x) for x in link[inside][order][last])
+    kept = np.array(sorted(chosen), dtype=np.int64)
+    colours_of_links = partition.link.copy()
+    colours_of_links[kept] = np.arange(kept.size) + int(partition.link.max(initial=-1)) + 1
+    folded = quotient(traffic, Partition(partition.rank, partition.groups, colours_of_links, partition.rounds))
+    return replace(folded, approximate=bool(kept.size))

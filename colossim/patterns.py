@@ -1,0 +1,418 @@
+"""What one kind of communication puts on links: edges of rings, messages of an all-to-all, transfers of a boundary.
+
+A *group* of ranks communicates over *edges* (one rank's message to the next). A `Footprint` holds, for all groups of
+one channel at once, how many edges cross each link. Progress of a group is counted in bytes on **one network edge**
+(an NVLink edge if the group sits in one node), so the weight of a link is the number of edges on it and filling is fair
+per flow. `network.md`'s table of bytes a link follows from these counts (tests/test_traffic.py enumerates them).
+
+Every function works on arrays over all groups; none loops over ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, Routes
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+LEVELS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Links under the groups of one channel. G groups; own links are those of the ranks' own GPUs.
+
+    own: (role, link kind, weights over the cluster's GPUs); a rank's role says which of its groups is meant.
+    group, link, weight: further links, coordinate by coordinate (bundles of the fabric, a neighbour's NIC or NVLink).
+    share: (G,) part of a collective's S bytes that one pass puts on one edge.
+    latency: (G,) s of one pass over the group (a ring's n-1 steps, a message's way).
+    nvlink_load, nic_load: (G,) s/byte: largest weight over what a collective sustains on such a link.
+    crossings: (3, G) edges that use the up (and the down) bundles of level 1, 2, 3.
+    feeds: (2, 3, gpus) bool: whether that GPU's NIC out (0) or in (1) carries traffic over bundles of level 1, 2, 3.
+    Bundles of a level that cannot bind whatever the job are in `crossings` only, not in the coordinates.
+    """
+
+    own: tuple[tuple[int, int, Floats], ...]
+    group: Ints
+    link: Ints
+    weight: Floats
+    share: Floats
+    latency: Floats
+    nvlink_load: Floats
+    nic_load: Floats
+    crossings: Floats
+    feeds: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Per GPU, from its node type: what collectives sustain and what a step costs before the switches."""
+
+    nvlink_hop: Floats  # s of one step over NVLink
+    network_hop: Floats  # s of one step over the network, without switches
+    nvlink_rate: Floats  # bytes/s that a collective sustains on an NVLink edge
+    nic_rate: Floats  # bytes/s that a collective sustains on a network edge
+
+    @staticmethod
+    def of(cluster: Cluster) -> Constants:
+        types = cluster.node_types
+        link = cluster.fabric.link
+
+        def column(values: list[float]) -> Floats:
+            return np.asarray(values, dtype=np.float64)[cluster.gpu_type]
+
+        return Constants(
+            nvlink_hop=column([t.nvlink_ring.hop for t in types]),
+            network_hop=column([t.network.hop for t in types]),
+            nvlink_rate=column([t.nvlink_ring.bandwidth for t in types]),
+            nic_rate=column([t.network.efficiency * min(t.nic, link) for t in types]),
+        )
+
+
+def level_can_bind(cluster: Cluster, level: int) -> bool:
+    """Whether some bundle of this level (1 to 3) offers less than the NICs under it."""
+    capacity = cluster.bundle_capacity(level)
+    if not capacity.size:
+        return False
+    bundle = (cluster.leaf, cluster.block, cluster.zone)[level - 1](np.arange(cluster.gpus))
+    return bool(np.any(np.bincount(bundle, weights=cluster.nic, minlength=capacity.size) > capacity * (1 + 1e-9)))
+
+
+class _Edges:
+    """Collects the links under network edges (src, dst GPUs, one weight each) of given groups."""
+
+    def __init__(self, cluster: Cluster, groups: int) -> None:
+        self.cluster = cluster
+        self.crossings = np.zeros((3, groups))
+        self.feeds = np.zeros((2, 3, cluster.gpus), dtype=bool)
+        self._rows: list[tuple[Ints, Ints, Floats]] = []
+        self.binding = [level_can_bind(cluster, level) for level in LEVELS]
+
+    def add(self, group: Ints, link: Ints, weight: Floats) -> None:
+        if group.size:
+            self._rows.append((group, link, weight))
+
+    def message(self, group: Ints, src: Ints, dst: Ints, routes: Routes) -> NDArray[np.bool_]:
+        """Books bundles and relays of edges outside the node; returns which edges leave by their own NIC."""
+        cluster = self.cluster
+        gpus = cluster.gpus
+        relayed = (routes.exit_gpu != src) & (routes.level > 0)
+        if relayed.any():
+            via, one = routes.exit_gpu[relayed], np.ones(int(relayed.sum()))
+            for link in (NVLINK_OUT * gpus + src[relayed], NVLINK_IN * gpus + via, NIC_OUT * gpus + via):
+                self.add(group[relayed], link, one)
+        for level in LEVELS:
+            crossing = routes.level > level
+            if not crossing.any():
+                break
+            who, out, into = group[crossing], routes.exit_gpu[crossing], dst[crossing]
+            self.crossings[level - 1] += np.bincount(who, minlength=self.crossings.shape[1])
+            self.feeds[0, level - 1, out] = True
+            self.feeds[1, level - 1, into] = True
+            if self.binding[level - 1]:
+                member_of = (cluster.leaf, cluster.block, cluster.zone)[level - 1]
+                one = np.ones(who.size)
+                self.add(who, cluster.bundle_offset(level, False) + member_of(out), one)
+                self.add(who, cluster.bundle_offset(level, True) + member_of(into), one)
+        return ~relayed & (routes.level > 0)
+
+    def rows(self) -> tuple[Ints, Ints, Floats]:
+        if not self._rows:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+        group, link, weight = (np.concatenate(column) for column in zip(*self._rows, strict=True))
+        return group, link, weight
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Members of each group that share a node: (runs,) arrays; members ascend, so a node's members are neighbours.
+
+    start: index into the flat member list.  size: members (q_i).  group: whose.  first: (G,) first run of each group.
+    count: (G,) runs (nodes, N).  lanes: (G,) rings side by side: the largest q_i, or 1 inside one node.
+    """
+
+    start: Ints
+    size: Ints
+    group: Ints
+    first: Ints
+    count: Ints
+    lanes: Ints
+
+    @staticmethod
+    def of(cluster: Cluster, members: Ints) -> Runs:
+        groups, n = members.shape
+        node = cluster.gpu_node[members]
+        new = np.ones(node.shape, dtype=bool)
+        new[:, 1:] = node[:, 1:] != node[:, :-1]
+        start = np.flatnonzero(new.ravel())
+        size = np.diff(start, append=groups * n)
+        group = start // n
+        count = new.sum(axis=1)
+        first = np.concatenate(([0], np.cumsum(count)[:-1]))
+        widest = np.maximum.reduceat(size, first)
+        return Runs(start, size, group, first, count, np.where(count > 1, widest, 1))
+
+
+def ring(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+    """NCCL's flat rings: C = max q_i lanes through all members, lane k leaves node i by member floor(k q_i / C).
+
+        node 0: g0 - g1 - g2 - g3          lane 0 leaves by g0 and enters the next node there,
+                 |    |    |    |          lane 1 by g1, ...: every NIC carries one edge each way,
+        node 1: g4 - g5 - g6 - g7          every NVLink q-1 of the lanes.
+
+    members: (G, n) GPUs, ascending in each row.
+    """
+    groups, n = members.shape
+    flat = members.ravel()
+    runs = Runs.of(cluster, members)
+    edges = _Edges(cluster, groups)
+    # One network edge a run and lane, for groups of several nodes.
+    crossing = runs.count[runs.group] > 1
+    lanes = np.where(crossing, runs.lanes[runs.group], 0)
+    run = np.repeat(np.arange(runs.start.size), lanes)
+    lane = np.arange(run.size) - np.repeat(np.cumsum(lanes) - lanes, lanes)
+    group = runs.group[run]
+    last = run == (runs.first + runs.count - 1)[group]
+    after = np.where(last, runs.first[group], run + 1)
+    width = runs.lanes[group]
+    leaves = runs.start[run] + lane * runs.size[run] // width
+    enters = runs.start[after] + lane * runs.size[after] // width
+    src, dst = flat[leaves], flat[enters]
+    routes = cluster.routes(src, dst)
+    own_nic = edges.message(group, src, dst, routes)
+
+    gpus = cluster.gpus
+    exits = np.bincount(leaves, minlength=flat.size)
+    entries = np.bincount(enters, minlength=flat.size)
+    direct = np.bincount(leaves[own_nic], minlength=flat.size)
+    inside = np.repeat(runs.count == 1, n)
+    width_of = np.repeat(runs.lanes, n)
+    out = np.where(inside, 1, width_of - exits)
+    into = np.where(inside, 1, width_of - entries)
+
+    def spread(weights: Ints) -> Floats:
+        column = np.zeros(gpus)
+        column[flat] = weights
+        return column
+
+    # A pass is as slow as its slowest lane; the first chunk does not wait for the ring's last edge.
+    hop = constants.network_hop[src] + routes.latency
+    start_of_group = np.arange(groups) * n
+    inside_hops = (runs.size - 1) * constants.nvlink_hop[flat[runs.start]]
+    latency = np.bincount(runs.group, weights=inside_hops, minlength=groups)
+    largest = np.zeros(groups)
+    lanes_of = np.where(runs.count > 1, runs.lanes, 0)
+    if run.size:
+        offset = np.cumsum(lanes_of) - lanes_of
+        per_lane = np.bincount(offset[group] + lane, weights=hop, minlength=int(lanes_of.sum()))
+        many = np.flatnonzero(runs.count > 1)
+        latency[many] += np.maximum.reduceat(per_lane, offset[many])
+        largest[many] = np.maximum.reduceat(hop, np.flatnonzero(np.diff(group, prepend=-1)))
+    group_rows, link_rows, weight_rows = edges.rows()
+    return Footprint(
+        own=(
+            (0, NVLINK_OUT, spread(out)),
+            (0, NVLINK_IN, spread(into)),
+            (0, NIC_OUT, spread(direct)),
+            (0, NIC_IN, spread(entries)),
+        ),
+        group=group_rows,
+        link=link_rows,
+        weight=weight_rows,
+        share=(n - 1) / (n * runs.lanes.astype(np.float64)),
+        latency=latency - largest,
+        nvlink_load=np.maximum.reduceat(np.maximum(out, into) / constants.nvlink_rate[flat], start_of_group),
+        nic_load=np.maximum.reduceat(np.maximum(exits, entries) / constants.nic_rate[flat], start_of_group),
+        crossings=edges.crossings,
+        feeds=edges.feeds,
+    )
+
+
+def hierarchical(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+    """Reduce inside the node, ring between nodes on each rail, gather inside: bytes as the flat ring's, latency of two levels.
+
+    Per unit of a network edge (2 (N-1)/N S/q for an all-reduce) NVLink carries (q-1) N/(N-1) units.
+    Groups that sit in one node, or have unequal members a node, are played as flat rings.
+    """
+    flat_ring = ring(cluster, constants, members)
+    groups, n = members.shape
+    runs = Runs.of(cluster, members)
+    smallest = np.minimum.reduceat(runs.size, runs.first)
+    even = (runs.count > 1) & (smallest == runs.lanes)
+    if not even.any():
+        return flat_ring
+    nodes, q = runs.count.astype(np.float64), runs.lanes.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nvlink_weight = np.where(even, (q - 1) * nodes / (nodes - 1), 0.0)
+    flat = members.ravel()
+    start = np.arange(groups) * n
+    weights = np.repeat(nvlink_weight, n)
+    is_even = np.repeat(even, n)
+    own = []
+    for role, kind, column in flat_ring.own:
+        if kind in (NVLINK_OUT, NVLINK_IN):
+            column = column.copy()
+            column[flat[is_even]] = weights[is_even]
+        own.append((role, kind, column))
+    # The flat ring pays (n-N) NVLink hops a pass; two levels pay q-1.
+    saved = (nodes * (q - 1) - (q - 1)) * constants.nvlink_hop[flat[start]]
+    load = np.maximum.reduceat(weights / constants.nvlink_rate[flat], start)
+    return Footprint(
+        own=tuple(own),
+        group=flat_ring.group,
+        link=flat_ring.link,
+        weight=flat_ring.weight,
+        share=np.where(even, (nodes - 1) / (nodes * q), flat_ring.share),
+        latency=np.where(even, flat_ring.latency - saved, flat_ring.latency),
+        nvlink_load=np.where(even, load, flat_ring.nvlink_load),
+        nic_load=flat_ring.nic_load,
+        crossings=flat_ring.crossings,
+        feeds=flat_ring.feeds,
+    )
+
+
+def _neighbours(
+    cluster: Cluster, constants: Constants, src: Ints, dst: Ints, group: Ints, groups: int, receiver: int
+) -> Footprint:
+    """One message an edge from src to dst; `receiver` is the role of dst (1 for a pair, 0 for a ring of equals)."""
+    gpus = cluster.gpus
+    edges = _Edges(cluster, groups)
+    routes = cluster.routes(src, dst)
+    own_nic = edges.message(group, src, dst, routes)
+    inside = routes.level == 0
+
+    def marked(where: Ints) -> Floats:
+        column = np.zeros(gpus)
+        column[where] = 1.0
+        return column
+
+    hop = np.where(inside, constants.nvlink_hop[src], constants.network_hop[src] + routes.latency)
+    latency, nvlink_load, nic_load = np.zeros(groups), np.zeros(groups), np.zeros(groups)
+    np.maximum.at(latency, group, hop)
+    np.maximum.at(nvlink_load, group[inside], 1.0 / constants.nvlink_rate[src[inside]])
+    np.maximum.at(nic_load, group[~inside], 1.0 / constants.nic_rate[src[~inside]])
+    group_rows, link_rows, weight_rows = edges.rows()
+    return Footprint(
+        own=(
+            (0, NVLINK_OUT, marked(src[inside])),
+            (receiver, NVLINK_IN, marked(dst[inside])),
+            (0, NIC_OUT, marked(src[own_nic])),
+            (receiver, NIC_IN, marked(dst[~inside])),
+        ),
+        group=group_rows,
+        link=link_rows,
+        weight=weight_rows,
+        share=np.ones(groups),
+        latency=latency,
+        nvlink_load=nvlink_load,
+        nic_load=nic_load,
+        crossings=edges.crossings,
+        feeds=edges.feeds,
+    )
+
+
+def shift(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+    """Every member sends to the next of its group, the last to the first (a hop of ring attention). members: (G, n)."""
+    groups, n = members.shape
+    group = np.repeat(np.arange(groups), n)
+    return _neighbours(cluster, constants, members.ravel(), np.roll(members, -1, axis=1).ravel(), group, groups, 0)
+
+
+def pair(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+    """Column 0 sends to column 1 (a stage boundary). members: (G, 2)."""
+    groups = members.shape[0]
+    return _neighbours(cluster, constants, members[:, 0], members[:, 1], np.arange(groups), groups, 1)
+
+
+def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+    """Every member has a message for every other; counts are messages a link, never pairs.
+
+    On a rail-optimized fabric that forwards (PXN), a message crosses NVLink to the sender's neighbour on the rail of its
+    destination and leaves there: NVLink carries (q-1) n/q messages a GPU, the NIC n-q, and the leaf of a rail only what
+    goes to that rail. Otherwise messages leave by the sender's own NIC. Groups with unequal members a node send directly.
+    members: (G, n) GPUs, ascending in each row. Latency: all messages start together, the farthest one counts.
+    """
+    groups, n = members.shape
+    flat, gpus = members.ravel(), cluster.gpus
+    runs = Runs.of(cluster, members)
+    even = np.minimum.reduceat(runs.size, runs.first) == np.maximum.reduceat(runs.size, runs.first)
+    fabric = cluster.fabric
+    forwards = even & (fabric.type == "rail-optimized" and fabric.rails == "forward")
+    q = np.repeat(runs.size, runs.size)
+    pxn = np.repeat(forwards & (runs.count > 1), n)
+    nvlink = np.where(pxn, (q - 1) * n / q, q - 1).astype(np.float64)
+    nic = (n - q).astype(np.float64)
+
+    def spread(weights: Floats) -> Floats:
+        column = np.zeros(gpus)
+        column[flat] = weights
+        return column
+
+    out, into = spread(nvlink), spread(nic)
+    edges = _Edges(cluster, groups)
+    group = np.repeat(np.arange(groups), n)
+    far = np.zeros(groups, dtype=np.int64)
+    for level in LEVELS:
+        member_of = (cluster.leaf, cluster.block, cluster.zone)[level - 1]
+        place = member_of(flat)
+        if level == 1 and forwards.any():
+            up_key, up, down_key, down, whose = _rail_messages(cluster, flat, group, groups)
+        else:
+            key, count = np.unique(group * (int(place.max()) + 1) + place, return_counts=True)
+            whose = key // (int(place.max()) + 1)
+            up_key = down_key = key % (int(place.max()) + 1)
+            up = down = (count * (n - count)).astype(np.float64)
+        edges.crossings[level - 1] = np.bincount(whose, weights=up, minlength=groups)
+        crosses = edges.crossings[level - 1] > 0
+        if not crosses.any():
+            break
+        far[crosses] = level
+        edges.feeds[:, level - 1, flat[np.repeat(crosses, n)]] = True
+        if edges.binding[level - 1]:
+            for key_of, weight, down_link in ((up_key, up, False), (down_key, down, True)):
+                used = weight > 0
+                edges.add(whose[used], cluster.bundle_offset(level, down_link) + key_of[used], weight[used])
+    start = np.arange(groups) * n
+    switches = np.where(runs.count > 1, 2 * far + 1, 0)
+    hop = np.where(runs.count > 1, constants.network_hop[flat[start]], constants.nvlink_hop[flat[start]])
+    group_rows, link_rows, weight_rows = edges.rows()
+    return Footprint(
+        own=((0, NVLINK_OUT, out), (0, NVLINK_IN, out), (0, NIC_OUT, into), (0, NIC_IN, into)),
+        group=group_rows,
+        link=link_rows,
+        weight=weight_rows,
+        share=np.full(groups, 1.0 / n),
+        latency=hop + switches * fabric.hop_latency,
+        nvlink_load=np.maximum.reduceat(nvlink / constants.nvlink_rate[flat], start),
+        nic_load=np.maximum.reduceat(nic / constants.nic_rate[flat], start),
+        crossings=edges.crossings,
+        feeds=edges.feeds,
+    )
+
+
+def _rail_messages(
+    cluster: Cluster, flat: Ints, group: Ints, groups: int
+) -> tuple[Ints, Floats, Ints, Floats, Ints]:
+    """Messages over the leaf bundles when every message leaves on its destination's rail, a (group, leaf) at a time.
+
+    Up leaf (pod P, rail r): members in P x members on r outside P. Down: members on (P, r) x members outside P.
+    Returns leaf, up count, leaf, down count, group of each (group, leaf).
+    """
+    leaf = cluster.leaf(flat)
+    rail = cluster.gpu_rail[flat].astype(np.int64)
+    rails = int(cluster.gpu_rail.max()) + 1
+    leaves = int(leaf.max()) + 1
+    n = flat.size // groups
+    key, on_leaf = np.unique(group * leaves + leaf, return_counts=True)
+    whose, which = key // leaves, key % leaves
+    first = np.unique(group * leaves + leaf, return_index=True)[1]
+    pod_key = whose * leaves + which // rails
+    pods, pod_of = np.unique(pod_key, return_inverse=True)
+    in_pod = np.bincount(pod_of, weights=on_leaf)[pod_of]
+    rail_key = whose * rails + rail[first]
+    on_rail = np.bincount(rail_key, weights=on_leaf, minlength=groups * rails)[rail_key]
+    return which, in_pod * (on_rail - on_leaf), which, on_leaf * (n - in_pod), whose

@@ -1,0 +1,340 @@
+"""Programs compiled for a rank class: straight lines between the places where others can interfere.
+
+Most of a program is kernels and tensor collectives that nobody else can touch; a *segment* plays them as one event. A
+blocking collective may join a segment if every link it touches is touched only by groups that have the rank as a member,
+none of those is in flight here (a transfer that a peer can start counts as always in flight), and, with overlap slowdown,
+nothing at all is in flight. Found by walking the program. A segment keeps its parts for the breakdown and the links.
+
+If the members of the collective are several rank classes, the segment is a meeting of the group (`Meeting`): it ends at
+the maximum over members of (arrival + first part), plus the later parts' maxima and the collectives; each member then
+plays its own tail. A segment of one class ends after the sum of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from colossim.catalog.types import NodeType
+from colossim.collective import Timing, timing
+from colossim.fold import GroupClass, Quotient, RankClass
+from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
+
+#: Index into engine.record.CATEGORIES of what a channel's exposed time is called.
+CATEGORY = {
+    "compute": 0,
+    "tensor": 1,
+    "context": 2,
+    "expert": 3,
+    "forward": 4,
+    "backward": 4,
+    "bubble": 5,
+    "data": 6,
+    "expert_data": 6,
+    "optimizer": 7,
+    "straggler": 8,
+    "host": 9,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a segment. channel: -1 for a kernel. bytes: on an edge."""
+
+    seconds: float
+    category: int
+    channel: int = -1
+    bytes: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Parts that follow each other without interference. seconds: their sum; compute: kernels alone."""
+
+    parts: tuple[Part, ...]
+    seconds: float
+    compute: float
+    #: channel -> (offsets of its parts, their seconds, their bytes an edge)
+    traffic: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    #: channel -> bytes an edge in all
+    bytes: tuple[tuple[int, float], ...]
+
+    @staticmethod
+    def of(parts: list[Part]) -> Segment:
+        offsets = np.cumsum([0.0, *[part.seconds for part in parts]])
+        traffic = {}
+        for channel in sorted({part.channel for part in parts if part.channel >= 0}):
+            at = [i for i, part in enumerate(parts) if part.channel == channel]
+            seconds = np.array([parts[i].seconds for i in at])
+            size = np.array([parts[i].bytes for i in at])
+            traffic[channel] = (offsets[at], seconds, size)
+        return Segment(
+            parts=tuple(parts),
+            seconds=float(offsets[-1]),
+            compute=sum(part.seconds for part in parts if part.channel < 0),
+            traffic=traffic,
+            bytes=tuple((channel, float(rows[2].sum())) for channel, rows in traffic.items()),
+        )
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Play a segment of one rank class."""
+
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Play a segment that the channel's group, several rank classes, goes through together."""
+
+    segment: Segment
+    channel: int
+
+
+@dataclass(frozen=True)
+class Slowed:
+    """A kernel that transfers may slow. seconds: undisturbed."""
+
+    seconds: float
+    category: int
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Start a collective with the group and wait for it. exposed: the part of it that overlap doesn't hide."""
+
+    channel: int
+    timing: Timing
+    category: int
+    exposed: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a collective beside what follows."""
+
+    channel: int
+    timing: Timing
+    category: int
+    tag: str
+
+
+@dataclass(frozen=True)
+class Until:
+    """Wait for the collective that was started with this tag."""
+
+    tag: str
+
+
+@dataclass(frozen=True)
+class Ship:
+    """Send over a stage boundary. blocking: wait until it has arrived."""
+
+    channel: int
+    timing: Timing
+    blocking: bool
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Wait for what the other side of a stage boundary ships."""
+
+    channel: int
+
+
+Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One pass, compiled. direction: 0 forward, 1 backward, 2 outside the pipeline."""
+
+    direction: int
+    micro_batch: int
+    chunk: int
+    steps: tuple[Step, ...]
+
+
+def _isolated(t: Timing, group: GroupClass, capacity: Callable[[int], float]) -> float:
+    """Seconds of a collective that nobody disturbs."""
+    rate = min([t.cap, *(capacity(link) / weight for link, weight in group.links)])
+    return t.latency + t.bytes / rate
+
+
+@dataclass
+class Compiler:
+    """Compiles stage programs for rank classes; equal situations are compiled once.
+
+    kernel_seconds(op, node type index) prices a Compute. slowdown: (x, y) of the software; blocking collectives that
+    cannot join a segment become activities of the network.
+    """
+
+    quotient: Quotient
+    nodes: tuple[NodeType, ...]
+    kernel_seconds: Callable[[Compute, int], float]
+    slowdown: float
+    _bodies: dict[tuple[object, ...], tuple[tuple[Step, ...], frozenset[tuple[str, int]]]] = field(default_factory=dict)
+    _conflicts: list[frozenset[int]] = field(default_factory=list)
+    _always: frozenset[int] = frozenset()
+    _shapes: dict[tuple[float, ...], int] = field(default_factory=dict)
+    _held: list[object] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        quotient = self.quotient
+        touched = [
+            {link for group in classes for link, _ in group.links} if classes else set() for classes in quotient.groups
+        ]
+        self._conflicts = [
+            frozenset(j for j, other in enumerate(touched) if j != i and mine & other) for i, mine in enumerate(touched)
+        ]
+        self._number = {name: i for i, name in enumerate(quotient.channels)}
+        # What a peer can start at any time: boundary transfers, and whatever crosses a GPU without asking it.
+        self._always = quotient.foreign | {
+            i for i, name in enumerate(quotient.channels) if name in ("forward", "backward")
+        }
+
+    # -- what a rank class sees --------------------------------------------------------------------------------------
+    def _group(self, rank: RankClass, channel: int, role: int = 0) -> GroupClass | None:
+        index = rank.groups[channel][role]
+        return self.quotient.groups[channel][index] if index >= 0 else None
+
+    def _shape(self, group: GroupClass | None) -> int:
+        """A number that is equal for groups that a program cannot tell apart."""
+        if group is None:
+            return -1
+        rates = tuple(self.quotient.links[link].capacity / weight for link, weight in group.links)
+        key = (
+            group.size, group.share, group.latency, group.nvlink_load, group.nic_load, group.hardware,
+            len(group.members) > 1, min(rates, default=0.0),
+        )  # fmt: skip
+        return self._shapes.setdefault(key, len(self._shapes))
+
+    def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
+        """The legs of one rank class: prologue, passes in the schedule's order, epilogue."""
+        shapes = tuple(
+            self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels))
+        )
+        posted: frozenset[tuple[str, int]] = frozenset()
+        legs = []
+        for body, host, where in (
+            [(program.prologue, 0.0, (2, -1, -1))]
+            + [(p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes]
+            + [(program.epilogue, 0.0, (2, -1, -1))]
+        ):
+            if not body:
+                continue
+            key = (id(body), host, rank.hardware, shapes, posted)
+            found = self._bodies.get(key)
+            if found is None:
+                self._held.append(body)  # keeps id(body) taken
+                found = self._bodies[key] = self._body(body, host, program.host_exponent, rank, posted)
+            steps, posted = found
+            legs.append(Leg(*where, steps))
+        return tuple(legs)
+
+    # -- one body ----------------------------------------------------------------------------------------------------
+    def _body(
+        self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass, posted: frozenset[tuple[str, int]]
+    ) -> tuple[tuple[Step, ...], frozenset[tuple[str, int]]]:
+        ops = self._with_host(ops, host, exponent, rank)
+        in_flight = dict(posted)
+        steps: list[Step] = []
+        parts: list[Part] = []
+        meeting = -1
+
+        def close() -> None:
+            nonlocal meeting
+            if parts:
+                segment = Segment.of(parts)
+                steps.append(Meeting(segment, meeting) if meeting >= 0 else Alone(segment))
+                parts.clear()
+            meeting = -1
+
+        for op in ops:
+            quiet = not (self.slowdown and in_flight)
+            if isinstance(op, Compute | _Host):
+                seconds, category = self._kernel(op, rank)
+                if seconds <= 0:
+                    continue
+                if quiet:
+                    parts.append(Part(seconds, category))
+                else:
+                    close()
+                    steps.append(Slowed(seconds, category))
+            elif isinstance(op, Collective):
+                channel, group, t = self._timing(op, rank)
+                category = CATEGORY[op.channel]
+                exposed = 1.0 - op.hidden
+                several = len(group.members) > 1
+                busy = self._always | set(in_flight.values())
+                free = quiet and not (self._conflicts[channel] & busy)
+                if free and several and meeting not in (-1, channel):
+                    close()
+                if free:
+                    seconds = exposed * _isolated(t, group, lambda link: self.quotient.links[link].capacity)
+                    parts.append(Part(seconds, category, channel, t.bytes))
+                    meeting = channel if several else meeting
+                else:
+                    close()
+                    steps.append(Blocking(channel, t, category, exposed))
+            else:
+                close()
+                self._asynchronous(op, rank, steps, in_flight)
+        close()
+        return tuple(steps), frozenset(in_flight.items())
+
+    def _asynchronous(self, op: Op, rank: RankClass, steps: list[Step], in_flight: dict[str, int]) -> None:
+        if isinstance(op, Post):
+            channel, _, t = self._timing(op.collective, rank)
+            steps.append(Start(channel, t, CATEGORY[op.collective.channel], op.tag))
+            in_flight[op.tag] = channel
+        elif isinstance(op, Wait):
+            steps.append(Until(op.tag))
+            in_flight.pop(op.tag, None)
+        elif isinstance(op, Send):
+            channel = self._number[op.direction]
+            group = self._group(rank, channel)
+            assert group is not None
+            steps.append(Ship(channel, timing("send", op.size, group, self.nodes[group.hardware]), op.blocking))
+        elif isinstance(op, Receive):
+            steps.append(Fetch(self._number[op.direction]))
+        else:
+            raise TypeError(f"not an operation of a program: {op!r}")
+
+    def _kernel(self, op: Compute | _Host, rank: RankClass) -> tuple[float, int]:
+        if isinstance(op, _Host):
+            return op.seconds, CATEGORY["host"]
+        return self.kernel_seconds(op, rank.hardware), CATEGORY[op.category]
+
+    def _timing(self, op: Collective, rank: RankClass) -> tuple[int, GroupClass, Timing]:
+        channel = self._number[op.channel]
+        group = self._group(rank, channel)
+        assert group is not None
+        return channel, group, timing(op.operation, op.size, group, self.nodes[group.hardware])
+
+    def _with_host(
+        self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass
+    ) -> tuple[Op | _Host, ...]:
+        """Adds what launching the pass's kernels costs beyond running them: (gpu^q + host^q)^(1/q) - gpu (models.md 2)."""
+        if host <= 0:
+            return ops
+        gpu = 0.0
+        for op in ops:
+            if isinstance(op, Compute):
+                gpu += self.kernel_seconds(op, rank.hardware)
+            elif isinstance(op, Collective):
+                _, group, t = self._timing(op, rank)
+                gpu += (1 - op.hidden) * _isolated(t, group, lambda link: self.quotient.links[link].capacity)
+        peak = max(gpu, host)
+        extra = peak * ((gpu / peak) ** exponent + (host / peak) ** exponent) ** (1 / exponent) - gpu
+        # What follows the pass's last kernel (its sends) waits for the launches, too.
+        last = max((i for i, op in enumerate(ops) if isinstance(op, Compute | Collective)), default=-1) + 1
+        return (*ops[:last], _Host(extra), *ops[last:])
+
+
+@dataclass(frozen=True)
+class _Host:
+    seconds: float

@@ -1,0 +1,185 @@
+"""Where cluster meets job: which ranks form which groups, and which links each group touches.
+
+Ranks are laid onto the first GPUs of the cluster in the job's `order`; a *channel* is one kind of communication
+(tensor, context, expert, data, expert_data; forward and backward over stage boundaries) with all its groups. Everything
+is an array over ranks or groups: 100,000 GPUs are a few numpy expressions.
+
+Slack bundles are found here: a bundle whose feeding NICs sum to no more than its capacity can never bind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim import patterns
+from colossim.cluster import Cluster
+from colossim.patterns import LEVELS, Constants, Floats, Footprint, Ints
+from colossim.scenario.derive import Plan
+
+#: Channels a job can have, in the order in which they are numbered.
+COLLECTIVE_CHANNELS = ("tensor", "context", "expert", "data", "expert_data")
+BOUNDARY_CHANNELS = ("forward", "backward")
+
+Builder = Callable[[Cluster, Constants, Ints], Footprint]
+
+
+@dataclass(frozen=True)
+class Channel:
+    """All groups of one kind. members: (G, n) ranks; a boundary's columns are sender and receiver.
+
+    roles: for each role the (R,) group of every rank, -1 where it has none. footprint: what the groups put on links.
+    """
+
+    name: str
+    members: Ints
+    roles: tuple[Ints, ...]
+    footprint: Footprint
+
+    @property
+    def groups(self) -> int:
+        return int(self.members.shape[0])
+
+    @property
+    def size(self) -> int:
+        return int(self.members.shape[1])
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The job on the cluster, as arrays. R ranks on GPUs 0..R-1.
+
+    stage: (R,) pipeline stage.  hardware: (R,) node type.  capacity: (links,) bytes/s of every link of the cluster.
+    slack: (links,) bool: bundles that can never bind.  aligned: whether pipeline stages end where pods end.
+    """
+
+    cluster: Cluster
+    ranks: int
+    stage: Ints
+    hardware: Ints
+    channels: tuple[Channel, ...]
+    capacity: Floats
+    slack: NDArray[np.bool_]
+    aligned: bool
+
+    def channel(self, name: str) -> Channel | None:
+        """The channel of this name, or None if no group of it has two members."""
+        return next((c for c in self.channels if c.name == name), None)
+
+
+def group_members(plan: Plan) -> dict[str, Ints]:
+    """(G, n) ranks of every group of every channel, ascending; channels whose groups have one member are left out.
+
+    The grid of ranks has `order`'s first axis fastest. The data group holds every rank of a stage with the same tensor
+    index (Megatron's data x context); an expert group takes `expert` consecutive ones of it by the order.
+    """
+    axes = [axis for axis in reversed(plan.order)]
+    sizes = [plan.axes[axis] for axis in axes]
+    grid = np.arange(plan.world, dtype=np.int32).reshape(sizes)
+    # The context axis is cut in two, so that an expert group may span some of it.
+    at = axes.index("context")
+    spanned = plan.expert_context
+    grid = grid.reshape([*sizes[:at], sizes[at] // spanned, spanned, *sizes[at + 1 :]])
+    axes = [*axes[:at], "context", "inner_context", *axes[at + 1 :]]
+
+    def grouped(*inside: str) -> Ints:
+        last = [axis for axis in axes if axis in inside]
+        rest = [axis for axis in axes if axis not in inside]
+        moved = grid.transpose([axes.index(axis) for axis in (*rest, *last)])
+        n = int(np.prod([grid.shape[axes.index(axis)] for axis in last]))
+        return moved.reshape(-1, n)
+
+    groups = {
+        "tensor": grouped("tensor"),
+        "context": grouped("context", "inner_context"),
+        "expert": grouped("expert", "inner_context"),
+        "data": grouped("context", "inner_context", "expert", "data"),
+        "expert_data": grouped("context", "data"),
+    }
+    if plan.expert == 1:
+        del groups["expert_data"]
+    if plan.pipeline > 1:
+        along = np.moveaxis(grid, axes.index("pipeline"), 0).reshape(plan.pipeline, -1)
+        after = np.roll(along, -1, axis=0)
+        wraps = plan.chunks > 1
+        stages = plan.pipeline if wraps else plan.pipeline - 1
+        ahead = np.stack([along[:stages].ravel(), after[:stages].ravel()], axis=1)
+        groups["forward"] = ahead
+        groups["backward"] = ahead[:, ::-1]
+    return {name: members for name, members in groups.items() if members.shape[1] > 1}
+
+
+def build_traffic(cluster: Cluster, plan: Plan, *, algorithm: str = "ring", names: frozenset[str]) -> Traffic:
+    """Lays the job onto the cluster. names: channels that the programs use; algorithm: ring or hierarchical."""
+    ranks = plan.world
+    constants = Constants.of(cluster)
+    data_builder: Builder = patterns.hierarchical if algorithm == "hierarchical" else patterns.ring
+    builders: dict[str, Builder] = {
+        "tensor": data_builder,
+        "context": patterns.shift,
+        "expert": patterns.all_to_all,
+        "data": data_builder,
+        "expert_data": data_builder,
+        "forward": patterns.pair,
+        "backward": patterns.pair,
+    }
+    channels = []
+    for name, members in group_members(plan).items():
+        if name not in names:
+            continue
+        boundary = name in BOUNDARY_CHANNELS
+        roles = []
+        for columns in ([members[:, 0]], [members[:, 1]]) if boundary else ([members],):
+            group_of = np.full(ranks, -1, dtype=np.int32)
+            column = columns[0]
+            ids = np.arange(members.shape[0], dtype=np.int32)
+            group_of[column] = ids if boundary else ids[:, None]
+            roles.append(group_of)
+        channels.append(Channel(name, members, tuple(roles), builders[name](cluster, constants, members)))
+    stage_axis = plan.order.index("pipeline")
+    stride = int(np.prod([plan.axes[axis] for axis in plan.order[:stage_axis]]))
+    stage = (np.arange(ranks) // stride % plan.pipeline).astype(np.int32)
+    capacity = cluster.capacity()
+    return Traffic(
+        cluster=cluster,
+        ranks=ranks,
+        stage=stage,
+        hardware=cluster.gpu_type[:ranks].astype(np.int32),
+        channels=tuple(channels),
+        capacity=capacity,
+        slack=_slack(cluster, channels, capacity),
+        aligned=_aligned(cluster, stage),
+    )
+
+
+def _slack(cluster: Cluster, channels: list[Channel], capacity: Floats) -> NDArray[np.bool_]:
+    """Bundles whose feeding NICs (those with traffic through it) sum to no more than their capacity.
+
+    Only NIC capacities are summed, never those of other bundles: a link that may itself be pruned proves nothing.
+    The margin of 1e-9 is for the rounding of the sum.
+    """
+    slack = np.zeros(cluster.links, dtype=bool)
+    gpus = np.arange(cluster.gpus)
+    for level in LEVELS:
+        groups = cluster.bundle_capacity(level).size
+        if not groups:
+            continue
+        bundle = (cluster.leaf, cluster.block, cluster.zone)[level - 1](gpus)
+        for down in (False, True):
+            feeds = np.zeros(cluster.gpus, dtype=bool)
+            for channel in channels:
+                feeds |= channel.footprint.feeds[int(down), level - 1]
+            fed = np.bincount(bundle, weights=np.where(feeds, cluster.nic, 0.0), minlength=groups)
+            first = cluster.bundle_offset(level, down)
+            slack[first : first + groups] = fed <= capacity[first : first + groups] * (1 + 1e-9)
+    return slack
+
+
+def _aligned(cluster: Cluster, stage: Ints) -> bool:
+    """Whether every pipeline stage begins at a pod's first GPU."""
+    begins = np.flatnonzero(np.diff(stage, prepend=-1))
+    pod = cluster.pod(np.arange(stage.size))
+    return bool(np.all((begins == 0) | (pod[begins] != pod[np.maximum(begins - 1, 0)])))

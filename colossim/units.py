@@ -1,0 +1,155 @@
+"""Quantities as people write them, and as the program computes with them.
+
+Text has a unit, is case-sensitive and read whole: `b` is a bit, `B` a byte, k/M/G/T are powers of 1000 and
+Ki/Mi/Gi/Ti of 1024. Inside everything is a float in SI: seconds, bytes, bytes/s, FLOP/s, watts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_NUMBER = r"(?P<number>[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+_DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+_PREFIXES = _DECIMAL | _BINARY
+
+
+def _table(units: dict[str, float], prefixes: dict[str, float]) -> dict[str, float]:
+    return {prefix + unit: scale * value for prefix, scale in prefixes.items() for unit, value in units.items()}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of quantity. units: text to SI factor.  example: a text that is right.  bare: factor of a number alone."""
+
+    name: str
+    units: dict[str, float]
+    example: str
+    unit_for_fix: str
+    bare: float | None = None
+
+    def parse(self, text: str) -> float:
+        """SI value of a text such as `80 GiB`. Raises ValueError with what would be right."""
+        found = re.fullmatch(_NUMBER + r"\s*(?P<unit>\S.*)?", text.strip())
+        if found is None:
+            raise ValueError(f"`{text}` is not a {self.name}: write a number and a unit, such as `{self.example}`")
+        number, unit = float(found["number"].replace("_", "")), found["unit"]
+        if unit is None:
+            if self.bare is None:
+                raise ValueError(f"`{text}` has no unit: write `{text} {self.unit_for_fix}`, or such as `{self.example}`")
+            return number * self.bare
+        if unit not in self.units:
+            raise ValueError(f"`{text}`: {self._why_not(unit)}")
+        value = number * self.units[unit]
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"`{text}` is not a {self.name}: it must be finite and not negative")
+        return value
+
+    def _why_not(self, unit: str) -> str:
+        same = [known for known in self.units if known.lower() == unit.lower()]
+        if same:
+            return f"`{unit}` is not a unit of {self.name} (units are case-sensitive): did you mean {_or(same[:3])}?"
+        return f"`{unit}` is not a unit of {self.name}: write it such as `{self.example}`"
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression for JSON Schema."""
+        units = "|".join(sorted((re.escape(u).replace("\\ ", " ") for u in self.units), key=len, reverse=True))
+        tail = f"\\s*({units})" + ("?" if self.bare is not None else "")
+        return r"^\s*[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?" + tail + r"\s*$"
+
+
+def _or(words: list[str]) -> str:
+    return " or ".join(f"`{word}`" for word in words)
+
+
+SIZE = Kind("size", _table({"B": 1.0, "b": 0.125}, _PREFIXES), "80 GiB", "GB")
+RATE = Kind(
+    "rate",
+    _table({"B/s": 1.0, "b/s": 0.125, "Bps": 1.0, "bps": 0.125}, _PREFIXES),
+    "400 Gb/s",
+    "GB/s",
+)
+TIME = Kind(
+    "time",
+    {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0},
+    "30 min",
+    "s",
+)
+POWER = Kind("power", _table({"W": 1.0}, _DECIMAL), "700 W", "W")
+COMPUTE = Kind("compute rate", _table({"FLOP/s": 1.0, "FLOPS": 1.0}, _DECIMAL), "989 TFLOP/s", "TFLOP/s")
+SHARE = Kind("share", {"%": 0.01}, "1.5 %", "%", bare=1.0)
+COUNT = Kind("count", {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "15T", "T", bare=1.0)
+
+parse_size: Callable[[str], float] = SIZE.parse
+parse_rate: Callable[[str], float] = RATE.parse
+parse_time: Callable[[str], float] = TIME.parse
+parse_power: Callable[[str], float] = POWER.parse
+parse_compute: Callable[[str], float] = COMPUTE.parse
+parse_share: Callable[[str], float] = SHARE.parse
+parse_count: Callable[[str], float] = COUNT.parse
+
+
+def _scaled(value: float, unit: str, prefixes: tuple[str, ...], digits: int = 3) -> str:
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g} {unit}"
+    index = min(len(prefixes) - 1, max(0, int(math.floor(math.log10(abs(value)) / 3 + 1e-12))))
+    shown = value / 1000.0**index
+    if round(abs(shown)) >= 1000 and index + 1 < len(prefixes):
+        index += 1
+        shown = value / 1000.0**index
+    return f"{_digits(shown, digits)} {prefixes[index]}{unit}"
+
+
+def _digits(value: float, digits: int) -> str:
+    """`value` with that many significant digits, never in scientific notation for ordinary sizes."""
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:.0f}" if abs(value) < 1e6 else f"{value:g}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:.{min(places, 6)}f}"
+
+
+def format_size(value: float) -> str:
+    """Bytes as `45.1 GB` (decimal)."""
+    return _scaled(value, "B", ("", "k", "M", "G", "T", "P"))
+
+
+def format_rate(value: float) -> str:
+    """Bytes/s as `50.0 GB/s`."""
+    return _scaled(value, "B/s", ("", "k", "M", "G", "T", "P"))
+
+
+def format_compute(value: float) -> str:
+    """FLOP/s as `989 TFLOP/s`."""
+    return _scaled(value, "FLOP/s", ("", "k", "M", "G", "T", "P", "E"))
+
+
+def format_power(value: float) -> str:
+    """Watts as `124 MW`."""
+    return _scaled(value, "W", ("", "k", "M", "G"))
+
+
+def format_count(value: float) -> str:
+    """A count as `314B` (short scale)."""
+    return _scaled(value, "", ("", "k", "M", "B", "T")).replace(" ", "")
+
+
+def format_share(value: float) -> str:
+    """A share as `41.5 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def format_time(value: float) -> str:
+    """Seconds as `20.7 s`, `312 us`, `83.1 d`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g} s"
+    for limit, unit, scale in ((1e-6, "ns", 1e9), (1e-3, "us", 1e6), (1.0, "ms", 1e3), (180.0, "s", 1.0)):
+        if abs(value) < limit:
+            return f"{_digits(value * scale, 3)} {unit}"
+    for limit, unit, scale in ((7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
+        if abs(value) < limit:
+            return f"{_digits(value / scale, 3)} {unit}"
+    return f"{_digits(value / 86400.0, 3)} d"
