@@ -131,11 +131,15 @@ class Until:
 
 @dataclass(frozen=True)
 class Ship:
-    """Send over a stage boundary. blocking: wait until it has arrived."""
+    """Send over a stage boundary. blocking: wait until it has arrived.
+
+    chunk: what to add to the pass's chunk for the receiver's: 1 from the last stage on to the first, -1 back again.
+    """
 
     channel: int
     timing: Timing
     blocking: bool
+    chunk: int
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ class Compiler:
         self._conflicts = [
             frozenset(j for j, other in enumerate(touched) if j != i and mine & other) for i, mine in enumerate(touched)
         ]
+        self._last = max(rank.stage for rank in quotient.ranks)
         self._number = {name: i for i, name in enumerate(quotient.channels)}
         # What a peer can start at any time: boundary transfers, and whatever crosses a GPU without asking it.
         self._always = quotient.foreign | {
@@ -213,20 +218,19 @@ class Compiler:
         return self._shapes.setdefault(key, len(self._shapes))
 
     def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
-        """The legs of one rank class: prologue, passes in the schedule's order, epilogue."""
+        """The legs of one rank class: passes in the schedule's order, then the epilogue."""
         shapes = tuple(
             self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels))
         )
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
         for body, host, where in (
-            [(program.prologue, 0.0, (2, -1, -1))]
-            + [(p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes]
+            [(p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes]
             + [(program.epilogue, 0.0, (2, -1, -1))]
         ):
             if not body:
                 continue
-            key = (id(body), host, rank.hardware, shapes, posted)
+            key = (id(body), host, rank.hardware, rank.stage == 0, rank.stage == self._last, shapes, posted)
             found = self._bodies.get(key)
             if found is None:
                 self._held.append(body)  # keeps id(body) taken
@@ -298,7 +302,8 @@ class Compiler:
             channel = self._number[op.direction]
             group = self._group(rank, channel)
             assert group is not None
-            steps.append(Ship(channel, timing("send", op.size, group, self.nodes[group.hardware]), op.blocking))
+            wraps = (op.direction == "forward" and rank.stage == self._last) - (op.direction == "backward" and rank.stage == 0)
+            steps.append(Ship(channel, timing("send", op.size, group, self.nodes[group.hardware]), op.blocking, wraps))
         elif isinstance(op, Receive):
             steps.append(Fetch(self._number[op.direction]))
         else:

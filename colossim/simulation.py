@@ -25,7 +25,8 @@ from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler, Leg
 from colossim.traffic import Traffic, build_traffic
 from colossim.workload.kernels import kernel_time
-from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram, build_programs
+from colossim.workload.build import build_programs
+from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram
 
 Progress = Callable[[str, float], None]
 
@@ -48,7 +49,7 @@ def used_channels(programs: tuple[StageProgram, ...]) -> frozenset[str]:
     names: set[str] = set()
     seen: set[int] = set()
     for program in programs:
-        for body in (program.prologue, program.epilogue, *(p.body for p in program.passes)):
+        for body in (program.epilogue, *(p.body for p in program.passes)):
             if id(body) in seen:
                 continue
             seen.add(id(body))

@@ -224,7 +224,7 @@ class Member:
                         yield call.wait(env)
                         self._log_wait(start, call, BUBBLE, BOUNDARY)
                 elif kind is Ship:
-                    call = own[step.channel].arrive(key, step.timing)
+                    call = own[step.channel].arrive((leg.micro_batch, leg.chunk + step.chunk), step.timing)
                     if step.blocking and call.ended is None:
                         start = env.now
                         yield call.wait(env)

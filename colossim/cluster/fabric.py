@@ -1,0 +1,128 @@
+"""From a cluster's specification to the cluster, if its switches can wire it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from colossim.catalog.types import Fabric, NodeType
+from colossim.cluster.topology import Cluster
+from colossim.errors import Problem, ScenarioError
+from colossim.scenario.schema import ClusterSpec
+
+
+def build_cluster(spec: ClusterSpec) -> Cluster:
+    """The cluster of a specification. Raises ScenarioError if its switches can't wire it, naming what would."""
+    types: list[NodeType] = []
+    for group in spec.nodes:
+        if group.type not in types:
+            types.append(group.type)
+    index = [types.index(group.type) for group in spec.nodes]
+    node_type = np.repeat(np.array(index, np.int16), [group.count for group in spec.nodes])
+    sizes = np.array([t.gpus for t in types], np.int64)[node_type]
+    first_gpu = np.concatenate(([0], np.cumsum(sizes)))
+    gpus = int(first_gpu[-1])
+    gpu_node = np.repeat(np.arange(node_type.size, dtype=np.int32), sizes)
+    gpu_local = (np.arange(gpus, dtype=np.int32) - first_gpu[gpu_node].astype(np.int32)).astype(np.int16)
+    gpu_type = node_type[gpu_node]
+    rails = np.array([t.rails for t in types], np.int16)[gpu_type]
+    fabric = spec.fabric
+    nic = np.array([min(t.nic, fabric.link) * fabric.efficiency for t in types])[gpu_type]
+    nvlink = np.array([t.gpu.nvlink for t in types])[gpu_type]
+    problems = _wiring(fabric, types, int(node_type.size), gpus)
+    for i, weak in enumerate(spec.degraded):
+        here = f"cluster.degraded.{i}"
+        if weak.node >= node_type.size:
+            problems.append(Problem(f"{here}.node", f"{weak.node} is no node: they are numbered 0 to {node_type.size - 1}"))
+        elif weak.gpu >= sizes[weak.node]:
+            problems.append(Problem(f"{here}.gpu", f"{weak.gpu} is no GPU of the node: 0 to {sizes[weak.node] - 1}"))
+        elif not 0 < weak.rate <= 1:
+            problems.append(Problem(f"{here}.rate", "is what is left of the rate: more than 0 %, at most 100 %"))
+        else:
+            (nic if weak.link == "nic" else nvlink)[first_gpu[weak.node] + weak.gpu] *= weak.rate
+    if problems:
+        raise ScenarioError(problems)
+    return Cluster(
+        node_types=tuple(types),
+        fabric=fabric,
+        node_type=node_type,
+        first_gpu=first_gpu,
+        gpu_node=gpu_node,
+        gpu_local=gpu_local,
+        gpu_rail=gpu_local % rails,
+        gpu_type=gpu_type,
+        nvlink=nvlink,
+        nic=nic,
+    )
+
+
+def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> list[Problem]:
+    """Whether switches of `switch_ports` can join so many nodes in so many tiers.
+
+    A leaf has a port down for each node of its pod (rail-optimized) or for each of their GPUs (fat-tree), and ports up
+    for what the oversubscription leaves. A spine has a port for each leaf of its block, a core one for each block, a top
+    switch one for each zone; below the last tier, ports up take their share. Planes split each port.
+    """
+    ports = fabric.switch_ports * fabric.planes
+    if fabric.type == "single-switch":
+        if gpus <= ports:
+            return []
+        message = f"one switch of {ports:,} ports cannot take {gpus:,} GPUs: a fat-tree or rail-optimized fabric would"
+        return [Problem("cluster.fabric.switch_ports", message)]
+    problems = []
+    boundaries = fabric.tiers - 1
+    if any(ratio != 1 for ratio in fabric.oversubscription[boundaries:]):
+        message = f"{len(fabric.oversubscription)} ratios, but {fabric.tiers} tiers have {boundaries} boundaries"
+        problems.append(Problem("cluster.fabric.oversubscription", message))
+    per_node = max(t.gpus for t in types)
+    rails = max(t.rails for t in types)
+    optimized = fabric.type == "rail-optimized"
+    per_leaf = math.ceil(per_node / rails) if optimized else per_node
+    leaves_a_pod = rails if optimized else 1
+    down = fabric.nodes_per_pod * per_leaf
+    up = math.ceil(down / fabric.ratio(0)) if boundaries else 0
+    if down + up > ports:
+        fits = max(1, _down_ports(ports, fabric.ratio(0) if boundaries else math.inf) // per_leaf)
+        message = f"a leaf needs {down:,} ports down and {up:,} up, its switch has {ports:,}: {fits:,} nodes a pod would fit"
+        problems.append(Problem("cluster.fabric.nodes_per_pod", message))
+
+    pods = math.ceil(nodes / fabric.nodes_per_pod)
+    blocks = math.ceil(pods / fabric.pods_per_block)
+    zones = math.ceil(blocks / fabric.blocks_per_zone)
+    # (what meets here, how many, the field that says how many, leaves a unit, nodes a unit)
+    tiers = [
+        ("leaves", leaves_a_pod * pods, leaves_a_pod * min(pods, fabric.pods_per_block), "pods_per_block", leaves_a_pod),
+        ("blocks", blocks, min(blocks, fabric.blocks_per_zone), "blocks_per_zone", 1),
+        ("zones", zones, zones, "", 1),
+    ]
+    size = fabric.nodes_per_pod
+    for tier, (what, everything, share, field, each) in enumerate(tiers[: max(1, boundaries)]):
+        last = tier == boundaries - 1
+        if not boundaries:
+            if pods > 1:
+                problems.append(_too_small(fabric, nodes, gpus, size))
+            break
+        room = ports if last else _down_ports(ports, fabric.ratio(tier + 1))
+        needed = everything if last else share
+        if needed > room and last:
+            problems.append(_too_small(fabric, nodes, gpus, room // each * size))
+        elif needed > room:
+            message = f"a switch above needs a port for each of {needed:,} {what}, it has {room:,} down: {room // each:,} would fit"
+            problems.append(Problem(f"cluster.fabric.{field}", message))
+        size *= (fabric.pods_per_block, fabric.blocks_per_zone, 1)[tier]
+    return problems
+
+
+def _down_ports(ports: int, ratio: float) -> int:
+    """Ports down of a switch that has down/ratio ports up."""
+    return int(ports / (1 + 1 / ratio))
+
+
+def _too_small(fabric: Fabric, nodes: int, gpus: int, most: int) -> Problem:
+    more = f"tiers: {fabric.tiers + 1}, " if fabric.tiers < 4 else ""
+    return Problem(
+        "cluster.fabric",
+        f"{fabric.tiers} tiers of {fabric.switch_ports:,}-port switches join at most {most:,} nodes; the cluster has "
+        f"{nodes:,} ({gpus:,} GPUs). What would: {more}more ports, planes, or oversubscription",
+    )

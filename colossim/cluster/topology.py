@@ -1,0 +1,181 @@
+"""A cluster as arrays: GPUs, their nodes, pods, blocks and zones, and the links between them.
+
+    top                 zone-up/-down      (4 tiers)
+    cores of a zone     block-up/-down     (3 tiers)
+    spines of a block   leaf-up/-down      (2 tiers)
+    leaves of a pod     one a rail (rail-optimized), one for all (fat-tree)
+    NICs of the GPUs    nic-out/-in
+    GPUs of a node      nvlink-out/-in
+
+Parallel links that adaptive routing sprays over are one *bundle* with their summed capacity, so that 100,000 GPUs on three
+tiers have a few thousand bundles. Every link is directed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim.catalog.types import Fabric, NodeType
+
+if TYPE_CHECKING:
+    import networkx
+
+Floats = NDArray[np.float64]
+Ints = NDArray[Any]
+
+NVLINK_OUT, NVLINK_IN, NIC_OUT, NIC_IN = range(4)
+#: Kinds of links, in the order in which they are numbered: four a GPU, then the fabric's bundles by level.
+LINK_KINDS = (
+    "nvlink-out", "nvlink-in", "nic-out", "nic-in",
+    "leaf-up", "leaf-down", "block-up", "block-down", "zone-up", "zone-down",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The ways of E messages.
+
+    level: (E,) 0 same node, 1 one leaf, 2 over the spines of a block, 3 over the cores of a zone, 4 over the top tier.
+    exit_gpu: (E,) the GPU whose NIC the message leaves by: the source, unless it is forwarded over NVLink to the GPU of
+    its node on the destination's rail.  latency: (E,) s of the switches (1, 3, 5, 7 of them); 0 in the node.
+    A message of level 2 or more crosses the up bundle of leaf(exit_gpu) and the down bundle of leaf(destination); from
+    level 3 on also those of their blocks, at level 4 those of their zones.
+    """
+
+    level: NDArray[np.int8]
+    exit_gpu: Ints
+    latency: Floats
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes in the order of the scenario on a fabric. G GPUs, N nodes.
+
+    node_type: (N,) index into node_types.  first_gpu: (N+1,).  gpu_node, gpu_local, gpu_rail, gpu_type: (G,).
+    nvlink, nic: (G,) bytes/s of one direction, degraded links and the fabric's efficiency applied.
+    """
+
+    node_types: tuple[NodeType, ...]
+    fabric: Fabric
+    node_type: NDArray[np.int16]
+    first_gpu: Ints
+    gpu_node: NDArray[np.int32]
+    gpu_local: NDArray[np.int16]
+    gpu_rail: NDArray[np.int16]
+    gpu_type: NDArray[np.int16]
+    nvlink: Floats
+    nic: Floats
+
+    @property
+    def gpus(self) -> int:
+        return int(self.gpu_node.size)
+
+    @property
+    def nodes(self) -> int:
+        return int(self.node_type.size)
+
+    @cached_property
+    def rails(self) -> int:
+        """Leaves a pod: one a rail on a rail-optimized fabric, else one."""
+        return int(self.gpu_rail.max()) + 1 if self.fabric.type == "rail-optimized" else 1
+
+    # -- where a GPU stands ------------------------------------------------------------------------------------------
+    def pod(self, gpus: Ints) -> Ints:
+        """Pod of each GPU; the whole cluster is one pod behind a single switch."""
+        if self.fabric.type == "single-switch":
+            return np.zeros(np.shape(gpus), np.int32)
+        return self.gpu_node[gpus] // np.int32(self.fabric.nodes_per_pod)
+
+    def leaf(self, gpus: Ints) -> Ints:
+        """Leaf switch of each GPU, numbered pod by pod."""
+        pod = self.pod(gpus)
+        return pod if self.rails == 1 else pod * np.int32(self.rails) + self.gpu_rail[gpus]
+
+    def block(self, gpus: Ints) -> Ints:
+        """Block of each GPU: pods that share their spines. With two tiers the spines join all pods."""
+        return self.pod(gpus) // np.int32(self.fabric.pods_per_block) if self._tiers > 2 else self.pod(gpus) * 0
+
+    def zone(self, gpus: Ints) -> Ints:
+        """Zone of each GPU: blocks that share their cores. With three tiers the cores join all blocks."""
+        return self.block(gpus) // np.int32(self.fabric.blocks_per_zone) if self._tiers > 3 else self.pod(gpus) * 0
+
+    @property
+    def _tiers(self) -> int:
+        return 1 if self.fabric.type == "single-switch" else self.fabric.tiers
+
+    # -- links -------------------------------------------------------------------------------------------------------
+    @cached_property
+    def _bundles(self) -> tuple[Floats, ...]:
+        fabric, last = self.fabric, np.array([self.gpus - 1])
+        per_node = max(t.gpus for t in self.node_types)
+        pod = fabric.nodes_per_pod * per_node * fabric.link * fabric.efficiency
+        sizes = (pod / self.rails, pod * fabric.pods_per_block, pod * fabric.pods_per_block * fabric.blocks_per_zone)
+        above = 1.0
+        bundles = []
+        for level, place in enumerate((self.leaf, self.block, self.zone)):
+            count = (int(self.pod(last)[0]) + 1) * self.rails if level == 0 else int(place(last)[0]) + 1
+            above *= fabric.ratio(level)
+            needed = level + 1 < self._tiers and count > 1
+            bundles.append(np.full(count if needed else 0, sizes[level] / above))
+        return tuple(bundles)
+
+    def bundle_capacity(self, level: int) -> Floats:
+        """(groups,) bytes/s of the up (and of the down) bundle of each leaf (level 1), block (2) or zone (3).
+
+        A full pod's ports over the oversubscription of this boundary and those below, also when the pod is part-filled.
+        Empty where the fabric has no such tier, or has only one group below it.
+        """
+        return self._bundles[level - 1]
+
+    def bundle_offset(self, level: int, down: bool) -> int:
+        """Number of the first bundle of a level and direction."""
+        before = sum(2 * self._bundles[below].size for below in range(level - 1))
+        return 4 * self.gpus + before + int(down) * self._bundles[level - 1].size
+
+    @property
+    def links(self) -> int:
+        """How many links there are."""
+        return 4 * self.gpus + 2 * sum(bundle.size for bundle in self._bundles)
+
+    def capacity(self) -> Floats:
+        """(links,) bytes/s: NVLink out, in, NIC out, in of every GPU, then the bundles."""
+        bundles = [bundle for pair in self._bundles for bundle in (pair, pair)]
+        return np.concatenate([self.nvlink, self.nvlink, self.nic, self.nic, *bundles])
+
+    def link_kind_name(self, link: int) -> str:
+        """Name of LINK_KINDS of a link."""
+        if link < 4 * self.gpus:
+            return LINK_KINDS[link // self.gpus]
+        for level in (1, 2, 3):
+            for down in (False, True):
+                if 0 <= link - self.bundle_offset(level, down) < self._bundles[level - 1].size:
+                    return LINK_KINDS[2 + 2 * level + int(down)]
+        raise IndexError(f"link {link} of {self.links}")
+
+    # -- routes ------------------------------------------------------------------------------------------------------
+    def routes(self, src: Ints, dst: Ints) -> Routes:
+        """The ways of messages from GPUs src to GPUs dst (E,)."""
+        inside = self.gpu_node[src] == self.gpu_node[dst]
+        exit_gpu = np.asarray(src)
+        if self.rails > 1 and self.fabric.rails == "forward":
+            # With fewer rails than GPUs the neighbour in the same tray is the one to forward to.
+            exit_gpu = np.where(inside, src, src + (self.gpu_rail[dst] - self.gpu_rail[src]))
+        level = np.ones(inside.shape, np.int8)
+        for place in (self.leaf, self.block, self.zone):
+            level += place(exit_gpu) != place(dst)
+        level[inside] = 0
+        latency = np.where(inside, 0.0, (2.0 * level - 1.0) * self.fabric.hop_latency)
+        return Routes(level, exit_gpu, latency)
+
+    def graph(self, *, quotient: bool | None = None) -> networkx.DiGraph[Any]:
+        """The topology as a networkx graph (see `colossim.cluster.graph`). None: whole if it is small, else folded."""
+        from colossim.cluster.graph import WHOLE_UP_TO, quotient_graph, whole_graph
+
+        if quotient is None:
+            quotient = self.gpus > WHOLE_UP_TO
+        return quotient_graph(self) if quotient else whole_graph(self)

@@ -1,0 +1,221 @@
+"""Programs of a job: passes in the schedule's order, gradients released as they get ready, and the step's end.
+
+Not modelled here: the all-reduce of a tied embedding between first and last stage, and the gather of parameters beside the
+next step's forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from colossim.catalog.types import Host
+from colossim.scenario.derive import Plan
+from colossim.scenario.schema import JobSpec
+from colossim.workload.kernels import Stream
+from colossim.workload.layers import WIDTH, LayerOps
+from colossim.workload.program import ChannelName, Collective, Compute, Op, Pass, Post, Receive, Send, StageProgram, Wait, merged
+from colossim.workload.schedule import order
+from colossim.workload.transformer import Stage, chunk_layers, is_moe, local_ends, local_layer, stage_parameters
+
+#: (whether each layer has experts, embedding here, head here)
+_Shape = tuple[tuple[bool, ...], bool, bool]
+
+
+def build_programs(plan: Plan, job: JobSpec) -> tuple[StageProgram, ...]:
+    """The program of every pipeline stage."""
+    builder = _Builder(plan, job)
+    return tuple(builder.stage(i) for i in range(plan.pipeline))
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Gradients that travel together. after: (chunk, layer of the chunk) whose backward pass completes it; -1: the ends."""
+
+    channel: ChannelName
+    parameters: float
+    after: tuple[int, int]
+    tag: str
+
+
+@dataclass
+class _Builder:
+    plan: Plan
+    job: JobSpec
+    _bodies: dict[tuple[object, ...], tuple[Op, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ops = LayerOps(self.plan, self.job)
+        sharding = self.job.parallelism.sharding
+        self.shards_optimizer = sharding != "none"
+        self.gathers = sharding == "parameters"
+        self.groups: dict[ChannelName, int] = {"data": self.plan.replica_group, "expert_data": self.plan.expert_group}
+        if self.plan.expert == 1:
+            # Experts that aren't split are replicated like everything else.
+            self.groups["expert_data"] = 1
+
+    # -- a stage -----------------------------------------------------------------------------------------------------
+    def stage(self, stage: int) -> StageProgram:
+        plan, job = self.plan, self.job
+        buckets = self._buckets(stage)
+        every = job.parallelism.sharding in ("gradients", "parameters")
+        slots = order(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
+        host = job.software.host
+        passes = []
+        for kind, micro_batch, chunk in slots:
+            released = every or micro_batch == plan.micro_batches - 1
+            forward = kind == "F"
+            body = self._body(stage, chunk, forward, tuple(buckets) if released and not forward else ())
+            passes.append(Pass("F" if forward else "B", micro_batch, chunk, body, self._host(host, stage, chunk, forward)))
+        return StageProgram(stage, tuple(passes), self._epilogue(stage, buckets), host.exponent if host else 1.0)
+
+    def _shape(self, stage: int, chunk: int) -> _Shape:
+        plan, model = self.plan, self.job.model
+        layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+        last = stage == plan.pipeline - 1 and chunk == plan.chunks - 1
+        return tuple(is_moe(model, i) for i in layers), stage == 0 and chunk == 0, last
+
+    def _host(self, host: Host | None, stage: int, chunk: int, forward: bool) -> float:
+        """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it."""
+        if host is None:
+            return 0.0
+        layers = len(self._shape(stage, chunk)[0])
+        backward = host.backward_full if self.job.recompute == "full" else host.backward
+        begins = chunk == (0 if forward else self.plan.chunks - 1)
+        return layers * host.forward * (1.0 if forward else backward) + (host.micro_batch if begins else 0.0)
+
+    def _body(self, stage: int, chunk: int, forward: bool, buckets: tuple[_Bucket, ...]) -> tuple[Op, ...]:
+        shape = self._shape(stage, chunk)
+        mine = tuple(b for b in buckets if b.after[0] == chunk)
+        key = (shape, forward, tuple((b.channel, b.parameters, b.after[1], b.tag) for b in mine))
+        if key not in self._bodies:
+            self._bodies[key] = merged(self._forward(shape) if forward else self._backward(shape, mine))
+        return self._bodies[key]
+
+    # -- passes ------------------------------------------------------------------------------------------------------
+    @property
+    def _boundary(self) -> float:
+        """Bytes a rank of a stage boundary: 2 T h, of which each tensor rank moves 1/t if the stack scatters them."""
+        scattered = self.job.software.boundary == "scattered" or self.ops.sequence
+        return WIDTH * self.plan.tokens * self.job.model.hidden / (self.plan.tensor if scattered else 1)
+
+    @property
+    def _regathered(self) -> list[Op]:
+        """Without sequence parallelism the tensor group gathers what was scattered for the boundary."""
+        if self.plan.tensor == 1 or self.ops.sequence or self.job.software.boundary == "full":
+            return []
+        return [Collective("tensor", "all_gather", WIDTH * self.plan.tokens * self.job.model.hidden)]
+
+    def _forward(self, shape: _Shape) -> list[Op]:
+        layers, first, last = shape
+        blocking = not self.job.overlap.pipeline
+        ops: list[Op] = self.ops.embedding_forward() if first else [Receive("forward"), *self._regathered]
+        for i, routed in enumerate(layers):
+            ops += self._parameters(layers, i, +1)
+            ops += self.ops.forward(routed)
+        ops += self.ops.head_forward() if last else [Send("forward", self._boundary, blocking)]
+        return ops
+
+    def _backward(self, shape: _Shape, buckets: tuple[_Bucket, ...]) -> list[Op]:
+        layers, first, last = shape
+        blocking = not self.job.overlap.pipeline
+        ops: list[Op] = self.ops.head_backward() if last else [Receive("backward"), *self._regathered]
+        for i in reversed(range(len(layers))):
+            ops += self._parameters(layers, i, -1)
+            ops += self.ops.backward(layers[i])
+            ops += self._release(buckets, i)
+        ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
+        return ops + self._release(buckets, -1)
+
+    # -- ZeRO-3: parameters a layer ahead ----------------------------------------------------------------------------
+    def _parameters(self, layers: tuple[bool, ...], index: int, step: int) -> list[Op]:
+        """Waits for this layer's parameters, after asking for the next layer's."""
+        if not self.gathers:
+            return []
+        ops: list[Op] = []
+        at_start = index == (0 if step > 0 else len(layers) - 1)
+        for ahead in (0, step) if at_start else (step,):
+            if 0 <= index + ahead < len(layers):
+                ops += self._gather_layer(layers[index + ahead], (index + ahead) % 2)
+        return ops + [Wait(tag) for tag in self._layer_tags(layers[index], index % 2)]
+
+    def _layer_sizes(self, routed: bool) -> list[tuple[ChannelName, float]]:
+        model = self.job.model
+        local = local_layer(model, model.layers - 1 if routed else 0, self.plan.tensor, self.plan.expert)
+        sizes: list[tuple[ChannelName, float]] = []
+        for channel, parameters in self._by_channel(local):
+            if parameters and self.groups[channel] > 1:
+                sizes.append((channel, parameters))
+        return sizes
+
+    def _gather_layer(self, routed: bool, slot: int) -> list[Op]:
+        return [
+            Post(Collective(channel, "all_gather", WIDTH * parameters), f"{channel} parameters {slot}")
+            for channel, parameters in self._layer_sizes(routed)
+        ]
+
+    def _layer_tags(self, routed: bool, slot: int) -> list[str]:
+        return [f"{channel} parameters {slot}" for channel, _ in self._layer_sizes(routed)]
+
+    def _by_channel(self, local: Stage) -> tuple[tuple[ChannelName, float], ...]:
+        if self.plan.expert == 1:
+            return (("data", local.dense + local.experts),)
+        return (("data", local.dense), ("expert_data", local.experts))
+
+    # -- gradients ---------------------------------------------------------------------------------------------------
+    def _buckets(self, stage: int) -> list[_Bucket]:
+        """Buckets in the order in which the last micro-batch's backward passes complete them."""
+        if not self.job.overlap.data:
+            return []
+        plan, model, stack = self.plan, self.job.model, self.job.software
+        ready: dict[ChannelName, float] = {"data": 0.0, "expert_data": 0.0}
+        buckets: list[_Bucket] = []
+
+        def flush(channel: ChannelName, after: tuple[int, int], at_least: float) -> None:
+            if ready[channel] > at_least and self.groups[channel] > 1:
+                buckets.append(_Bucket(channel, ready[channel], after, f"{channel} gradients {len(buckets)}"))
+                ready[channel] = 0.0
+
+        def limit(channel: ChannelName) -> float:
+            if self.job.bucket is not None:
+                return self.job.bucket / stack.reduce_bytes
+            return max(stack.bucket_parameters, stack.bucket_parameters_per_rank * self.groups[channel])
+
+        last_stage = stage == plan.pipeline - 1
+        ready["data"] += local_ends(model, plan.tensor, first=False, last=last_stage, pipeline=plan.pipeline)
+        for chunk in reversed(range(plan.chunks)):
+            layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+            for i in reversed(range(len(layers))):
+                local = local_layer(model, layers[i], plan.tensor, plan.expert)
+                for channel, parameters in self._by_channel(local):
+                    ready[channel] += parameters
+                    flush(channel, (chunk, i), limit(channel) * (1 - 1e-12))
+        ready["data"] += local_ends(model, plan.tensor, first=stage == 0, last=False, pipeline=plan.pipeline)
+        for channel in ("data", "expert_data"):
+            flush(channel, (0, -1), 0.0)
+        return buckets
+
+    def _reduction(self, channel: ChannelName, parameters: float) -> Collective:
+        operation = "reduce_scatter" if self.shards_optimizer else "all_reduce"
+        return Collective(channel, "reduce_scatter" if operation == "reduce_scatter" else "all_reduce",
+                          parameters * self.job.software.reduce_bytes)  # fmt: skip
+
+    def _release(self, buckets: tuple[_Bucket, ...], layer: int) -> list[Op]:
+        return [Post(self._reduction(b.channel, b.parameters), b.tag) for b in buckets if b.after[1] == layer]
+
+    # -- the step's end ----------------------------------------------------------------------------------------------
+    def _epilogue(self, stage: int, buckets: list[_Bucket]) -> tuple[Op, ...]:
+        plan, job = self.plan, self.job
+        local = stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+        parts = [(channel, n) for channel, n in self._by_channel(local) if n]
+        ops: list[Op] = [Wait(bucket.tag) for bucket in buckets]
+        if not job.overlap.data:
+            ops += [self._reduction(channel, n) for channel, n in parts if self.groups[channel] > 1]
+        if job.optimizer:
+            traffic = sum(
+                n * (26 + 2 * job.software.gradient_bytes) / (self.groups[channel] if self.shards_optimizer else 1)
+                for channel, n in parts
+            )
+            ops.append(Compute((Stream(traffic),), "optimizer"))
+        if self.shards_optimizer and not self.gathers:
+            ops += [Collective(channel, "all_gather", WIDTH * n) for channel, n in parts if self.groups[channel] > 1]
+        return merged(ops)

@@ -1,0 +1,147 @@
+"""Memory a GPU, stage by stage, and the settings that would fit (models.md 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from colossim.errors import ScenarioError
+from colossim.scenario.derive import Plan, derive
+from colossim.scenario.schema import JobSpec, Scenario
+from colossim.workload.schedule import in_flight
+from colossim.workload.transformer import chunk_layers, is_moe, stage_parameters
+
+#: Bytes of a weight, and of a gathered activation.
+_WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU of a stage at the peak of the step."""
+
+    stage: int
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    workspace: float
+
+    @property
+    def peak(self) -> float:
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
+
+
+def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
+    """Bytes that one layer keeps of one micro-batch for its backward pass.
+
+    A token keeps, of 16-bit values: 4h of two norms, 2h the input of QKV, 2(a+2g)d, 2ad, the MLP's 2h + 4f (6f gated), 2h of
+    dropout masks, 5as unfused scores unless they are recomputed. The tensor group shares all of it with sequence
+    parallelism; without it 10h stay whole (Korthikanti et al. 2022, eqs. 1, 2, 4: 34 s b h + 5 a s^2 b a layer).
+    """
+    model, t = job.model, plan.tensor
+    h, q, kv = model.hidden, model.heads * model.head_size, model.kv_heads * model.head_size
+    whole = t if job.parallelism.sequence else 1
+    if job.recompute == "full":
+        return plan.tokens * 2.0 * h / whole
+    dropout = 2.0 * h if model.dropout else 0.0
+    norms = (4.0 * h + dropout) / whole
+    attention = 2.0 * h / whole + (2.0 * (q + 2 * kv) + 2.0 * q) / t
+    if job.software.attention == "unfused" and job.recompute == "none":
+        attention += 5.0 * model.heads * plan.sequence / plan.context / t
+    wide = 6.0 if model.mlp_matrices == 3 else 4.0
+    if not routed:
+        return plan.tokens * (norms + attention + 2.0 * h / whole + wide * model.ffn / t)
+    k = model.experts_per_token
+    mlp = 2.0 * h / whole + k * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h / whole)
+    return plan.tokens * (norms + attention + mlp + wide * model.shared_ffn / t)
+
+
+def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
+    """Memory of a GPU of one stage.
+
+    States a local parameter: 2 of weight, the stack's accumulated gradient, its optimizer state; ZeRO-1 shards the
+    optimizer, ZeRO-2 the gradients too, ZeRO-3 all (with two layers gathered at a time), over the group that holds the
+    same parameters. Activations: what is in flight at the peak of the schedule, and logits on the last stage.
+    """
+    model, stack = job.model, job.software
+    local = stage_parameters(model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+    level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
+    parameters = gradients = optimizer = 0.0
+    for count, group in ((local.dense, plan.replica_group), (local.experts, plan.expert_group)):
+        parameters += _WEIGHT * count / (group if level >= 3 else 1)
+        gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
+        optimizer += stack.optimizer_bytes * count / (group if level >= 1 else 1)
+    layers = [i for c in range(plan.chunks) for i in chunk_layers(model, plan.pipeline, plan.chunks, stage, c)]
+    if level >= 3:
+        parameters += 2 * _WEIGHT * (local.dense + local.experts) / max(1, len(layers))
+    chunk = [layer_activations(plan, job, is_moe(model, i)) for i in layers]
+    passes = in_flight(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
+    activations = passes * sum(chunk) / plan.chunks
+    if job.recompute == "full":
+        once = job.model_copy(update={"recompute": "none"})
+        activations += max(layer_activations(plan, once, is_moe(model, i)) for i in layers)
+    elif job.recompute == "selective" and stack.attention == "unfused":
+        once = job.model_copy(update={"recompute": "none"})
+        activations += max(
+            layer_activations(plan, once, is_moe(model, i)) - layer_activations(plan, job, is_moe(model, i)) for i in layers
+        )
+    if stage == plan.pipeline - 1:
+        # Logits in fp32 and in 16 bit.
+        activations += 6.0 * plan.tokens * model.vocabulary / plan.tensor
+    return Memory(stage, parameters, gradients, optimizer, activations, stack.workspace)
+
+
+def memory_by_stage(plan: Plan, job: JobSpec) -> list[Memory]:
+    """Memory of a GPU of each stage."""
+    return [stage_memory(plan, job, stage) for stage in range(plan.pipeline)]
+
+
+def fits(plan: Plan, job: JobSpec, capacity: list[float]) -> bool:
+    """Whether every stage fits; capacity: bytes of the smallest GPU of each stage."""
+    return all(m.peak <= limit for m, limit in zip(memory_by_stage(plan, job), capacity, strict=True))
+
+
+def suggestions(scenario: Scenario, capacity: float) -> list[str]:
+    """Changes of one or two settings, each of which makes the job fit into GPUs of `capacity` bytes; the nearest first."""
+    found = []
+    for changes in _changes(scenario):
+        parallel = {k.split(".")[-1]: v for k, v in changes.items() if k.startswith("job.parallelism.")}
+        plain = {k.split(".")[-1]: v for k, v in changes.items() if not k.startswith("job.parallelism.")}
+        parallelism = scenario.job.parallelism.model_copy(update=parallel)
+        job = scenario.job.model_copy(update={**plain, "parallelism": parallelism})
+        changed = scenario.model_copy(update={"job": job})
+        try:
+            plan = derive(changed)
+        except ScenarioError:
+            continue
+        if fits(plan, job, [capacity] * plan.pipeline):
+            found.append(" ".join(f"--set {path}={str(v).lower() if isinstance(v, bool) else v}" for path, v in changes.items()))
+        if len(found) == 3:
+            break
+    return found
+
+
+def _changes(scenario: Scenario) -> Iterator[dict[str, object]]:
+    """Candidate changes, mildest first."""
+    job, par = scenario.job, scenario.job.parallelism
+    singles: list[dict[str, object]] = []
+    if par.tensor > 1 and not par.sequence:
+        singles.append({"job.parallelism.sequence": True})
+    if par.sharding == "none":
+        singles.append({"job.parallelism.sharding": "optimizer"})
+    if job.recompute == "none":
+        singles.append({"job.recompute": "selective"})
+    if job.micro_batch > 1:
+        singles.append({"job.micro_batch": 1})
+    if job.recompute != "full":
+        singles.append({"job.recompute": "full"})
+    singles += [{"job.parallelism.tensor": par.tensor * f, "job.parallelism.data": "auto"} for f in (2, 4, 8) if par.tensor * f <= 8]
+    singles += [{"job.parallelism.expert": par.expert * f} for f in (2, 4, 8) if job.model.experts >= par.expert * f]
+    singles += [{"job.parallelism.pipeline": par.pipeline * f, "job.parallelism.data": "auto"} for f in (2, 4, 8)]
+    if par.sharding != "parameters":
+        singles.append({"job.parallelism.sharding": "parameters"})
+    yield from singles
+    for i, one in enumerate(singles):
+        for other in singles[i + 1 :]:
+            if not set(one) & set(other) - {"job.parallelism.data"}:
+                yield {**one, **other}

@@ -1,0 +1,112 @@
+"""What a rank does in a step: operations in order, a pass at a time.
+
+A program belongs to a pipeline stage; its ranks all play it. Passes of the same kind share one body (the same tuple), so
+that 512 micro-batches cost no more than one to compile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from colossim.workload.kernels import Kernel
+
+ChannelName = Literal["tensor", "context", "expert", "data", "expert_data"]
+Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "shift"]
+Direction = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Kernels one after the other. category: what their time is called."""
+
+    kernels: tuple[Kernel, ...]
+    category: Literal["compute", "optimizer"] = "compute"
+
+    @property
+    def flops(self) -> float:
+        """FLOPs that the hardware performs."""
+        return sum(kernel.flops for kernel in self.kernels)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective of the rank's group; blocks.
+
+    size: S bytes: the buffer of an all-reduce; gathered, or before scattering; all that one rank sends in an all-to-all,
+    its own share included; what goes to the next rank in a shift.  hidden: part of its time that overlap hides.
+    """
+
+    channel: ChannelName
+    operation: Operation
+    size: float
+    hidden: float = 0.0
+
+
+@dataclass(frozen=True)
+class Post:
+    """Starts a collective beside what follows, first-in first-out a channel."""
+
+    collective: Collective
+    tag: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Blocks until the latest post with this tag has ended."""
+
+    tag: str
+
+
+@dataclass(frozen=True)
+class Send:
+    """Sends `size` bytes over the stage boundary. blocking: waits until they have arrived."""
+
+    direction: Direction
+    size: float
+    blocking: bool
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Waits for what the neighbour stage sends for this pass."""
+
+    direction: Direction
+
+
+Op = Compute | Collective | Post | Wait | Send | Receive
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One micro-batch through one chunk. host: s that the host needs to launch it; 0 where that never shows."""
+
+    kind: Literal["F", "B"]
+    micro_batch: int
+    chunk: int
+    body: tuple[Op, ...]
+    host: float
+
+
+@dataclass(frozen=True, eq=False)
+class StageProgram:
+    """A stage's step. epilogue: after the last pass: gradients, optimizer, parameters. host_exponent: q of the launch floor."""
+
+    stage: int
+    passes: tuple[Pass, ...]
+    epilogue: tuple[Op, ...]
+    host_exponent: float
+
+
+def merged(ops: list[Op]) -> tuple[Op, ...]:
+    """The same operations with kernels that follow each other in one Compute."""
+    result: list[Op] = []
+    for op in ops:
+        last = result[-1] if result else None
+        if isinstance(op, Compute) and not op.kernels:
+            continue
+        if isinstance(op, Compute) and isinstance(last, Compute) and op.category == last.category:
+            result[-1] = Compute(last.kernels + op.kernels, op.category)
+        else:
+            result.append(op)
+    return tuple(result)

@@ -1,0 +1,158 @@
+"""Parameters and FLOPs of a transformer, and how they fall on pipeline stages. Pure arithmetic (models.md 1).
+
+h hidden, a heads, g key/value heads, d head size, f MLP width, n_ff matrices of the MLP (2 plain, 3 gated), V vocabulary,
+s sequence, E experts of which a token visits k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from colossim.catalog.types import Model
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Parameters of one layer, by how they are sharded.
+
+    attention, mlp (the dense or shared one), expert (one): split over the tensor group.  router, norms: on every rank.
+    """
+
+    attention: int
+    mlp: int
+    expert: int
+    router: int
+    norms: int
+
+
+def layer(model: Model, index: int) -> Layer:
+    """The parameters of layer `index` (from 0); the first `dense_layers` have no experts."""
+    h, d, n = model.hidden, model.head_size, model.mlp_matrices
+    q, kv = model.heads * d, model.kv_heads * d
+    bias = model.biases
+    routed = is_moe(model, index)
+    width = model.shared_ffn if routed else model.ffn
+    return Layer(
+        attention=h * (q + 2 * kv) + q * h + bias * (q + 2 * kv + h),
+        mlp=n * h * width + bias * ((n - 1) * width + h) if width else 0,
+        expert=n * h * model.expert_ffn if routed else 0,
+        router=h * model.experts if routed else 0,
+        norms=model.norms * _norm(model),
+    )
+
+
+def is_moe(model: Model, index: int) -> bool:
+    """Whether layer `index` has experts."""
+    return model.experts > 0 and index >= model.dense_layers
+
+
+def _norm(model: Model) -> int:
+    return model.hidden * (2 if model.norm == "layernorm" else 1)
+
+
+def embedding(model: Model) -> int:
+    """Parameters of the embedding: tokens, and positions if they are learned."""
+    return (model.vocabulary + model.positions) * model.hidden
+
+
+def head(model: Model) -> int:
+    """Parameters of the head, whether or not it is the embedding again."""
+    return model.vocabulary * model.hidden
+
+
+def parameters(model: Model) -> int:
+    """All parameters, each counted once (a tied head is the embedding)."""
+    layers = [layer(model, i) for i in range(model.layers)]
+    body = sum(x.attention + x.mlp + model.experts * x.expert + x.router + x.norms for x in layers)
+    return body + embedding(model) + (0 if model.tied else head(model)) + _norm(model)
+
+
+def active_parameters(model: Model) -> int:
+    """Parameters that one token uses: k of the experts; embedding and head as in `parameters`."""
+    idle = sum(layer(model, i).expert for i in range(model.layers)) * (model.experts - model.experts_per_token)
+    return parameters(model) - idle
+
+
+def forward_flops_per_token(model: Model, sequence: int, *, causal: bool = True) -> float:
+    """FLOPs of one token's forward pass: 2 a weight it meets in a product, and the attention core's scores and values.
+
+    The core takes 4 s a d a token, half of it if the masked half isn't counted (`causal`).
+    """
+    h, d, n = model.hidden, model.head_size, model.mlp_matrices
+    core = 4 * sequence * model.heads * d * (0.5 if causal else 1.0)
+    total = 2.0 * h * model.vocabulary
+    for i in range(model.layers):
+        routed = is_moe(model, i)
+        width = model.shared_ffn if routed else model.ffn
+        total += 2 * (h * d * (model.heads + 2 * model.kv_heads) + h * model.heads * d + n * h * width) + core
+        if routed:
+            total += 2 * (n * h * model.expert_ffn * model.experts_per_token + h * model.experts)
+    return total
+
+
+def model_flops_per_token(model: Model, sequence: int, *, causal: bool = True) -> float:
+    """FLOPs that training needs a token: the backward pass takes twice the forward's; recompute isn't counted.
+
+    Our convention for MFU counts the causal half of attention, as DGX Cloud's published MFU does; Megatron's tables and
+    PaLM count all of it (causal=False).
+    """
+    return 3.0 * forward_flops_per_token(model, sequence, causal=causal)
+
+
+def recomputed_flops_per_token(model: Model, sequence: int, recompute: str, attention: str) -> float:
+    """FLOPs a token that recompute adds, for HFU: full = the layers again, selective = the unfused attention core again.
+
+    Scores that flash attention computes again cost time, but are not counted (models.md 1).
+    """
+    if recompute == "full":
+        return forward_flops_per_token(model, sequence) - 2.0 * model.hidden * model.vocabulary
+    if recompute == "selective" and attention == "unfused":
+        return 2.0 * sequence * model.heads * model.head_size * model.layers
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Parameters of one rank of a pipeline stage.
+
+    dense: replicated over data x context.  experts: replicated over the expert-data group.
+    """
+
+    dense: float
+    experts: float
+
+
+def chunk_layers(model: Model, pipeline: int, chunks: int, stage: int, chunk: int) -> range:
+    """Layers of a chunk: chunk c on stage i is slot i + p c of p v slots."""
+    each = model.layers // (pipeline * chunks)
+    first = (stage + pipeline * chunk) * each
+    return range(first, first + each)
+
+
+def local_layer(model: Model, index: int, tensor: int, expert: int) -> Stage:
+    """Parameters of one layer on one rank."""
+    x = layer(model, index)
+    local_experts = model.experts / expert if x.expert else 0.0
+    return Stage((x.attention + x.mlp) / tensor + x.router + x.norms, x.expert * local_experts / tensor)
+
+
+def local_ends(model: Model, tensor: int, *, first: bool, last: bool, pipeline: int) -> float:
+    """Parameters of embedding, final norm and head on one rank of a stage; a tied head has its copy on the last stage."""
+    total = 0.0
+    if first:
+        total += embedding(model) / tensor
+    if last:
+        total += _norm(model) + (0.0 if model.tied and pipeline == 1 else head(model) / tensor)
+    return total
+
+
+def stage_parameters(model: Model, pipeline: int, chunks: int, stage: int, tensor: int, expert: int) -> Stage:
+    """Parameters of one rank of a stage."""
+    dense = local_ends(model, tensor, first=stage == 0, last=stage == pipeline - 1, pipeline=pipeline)
+    experts = 0.0
+    for chunk in range(chunks):
+        for index in chunk_layers(model, pipeline, chunks, stage, chunk):
+            local = local_layer(model, index, tensor, expert)
+            dense += local.dense
+            experts += local.experts
+    return Stage(dense, experts)
