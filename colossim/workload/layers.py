@@ -44,13 +44,13 @@ class LayerOps:
         return self.job.parallelism.sequence and self.plan.tensor > 1
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
-    def _tensor(self, operation: Operation, tokens: float, *, extra: bool = False) -> list[Op]:
-        """A collective over `tokens` hidden vectors; `extra` ones run beside products anyway (Megatron's re-gather)."""
+    def _tensor(self, operation: Operation, tokens: float) -> list[Op]:
+        """A collective over `tokens` hidden vectors, hidden in part if the job overlaps them with products."""
         if self.plan.tensor == 1:
             return []
         hidden = self.job.software.tensor_overlap if self.job.overlap.tensor else 0.0
         size = WIDTH * tokens * self.job.model.hidden
-        return [Collective("tensor", operation, size, 1.0 if extra else hidden)]
+        return [Collective("tensor", operation, size, hidden)]
 
     def _gather(self, tokens: float) -> list[Op]:
         return self._tensor("all_gather", tokens) if self.sequence else []
@@ -59,8 +59,8 @@ class LayerOps:
         return self._tensor("reduce_scatter" if self.sequence else "all_reduce", tokens)
 
     def _regather(self, tokens: float) -> list[Op]:
-        """The backward pass needs the gathered input again for the weight gradient; beside the input gradient's product."""
-        return self._tensor("all_gather", tokens, extra=True) if self.sequence else []
+        """The backward pass gathers the input again for the weight gradient (Korthikanti et al. 2022, section 4.2.2)."""
+        return self._gather(tokens)
 
     # -- kernels -----------------------------------------------------------------------------------------------------
     def _eager(self, size: float) -> Stream:
