@@ -1,6 +1,6 @@
 """What can go wrong, as exceptions that a caller would catch.
 
-ScenarioError: the scenario is wrong (exit code 2). SimulationError: it is sound but cannot be played (exit code 1).
+ScenarioError: the scenario is wrong (exit code 2). SimulationError: it is sound but can't be played (exit 1).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where (file, line, column from 1), which field, what, and what would be right."""
+    """One thing that is wrong: which field, what, and what would be right; line and column count from 1."""
 
     field: str
     message: str
@@ -21,7 +21,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
-        return ": ".join(part for part in (place, self.field, self.message) if part)
+        field = "" if place == f"--set {self.field}" else self.field
+        return ": ".join(part for part in (place, field, self.message) if part)
 
 
 class ScenarioError(ValueError):

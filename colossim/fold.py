@@ -16,17 +16,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.cluster import LINK_KINDS
 from colossim.errors import TooManyClasses
-from colossim.patterns import LEVELS, Floats, Ints, level_can_bind
+from colossim.patterns import LEVELS, Floats, Ints
 from colossim.traffic import BOUNDARY_CHANNELS, Channel, Traffic
 
 Hashes = NDArray[np.uint64]
 
 #: Above this many rank classes `fold: exact` stops with advice (design.md: seconds become minutes).
 MOST_CLASSES = 2000
-#: Weights enter hashes as whole multiples of this, so that sums are exact.
-_QUANTUM = 2.0**-20
+#: Weights enter hashes as whole multiples of 2^-20, so that sums are exact.
+_PER_UNIT = 2.0**20
+#: Odd factors that keep link kinds and roles apart in sums of hashes.
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], np.uint64)
 
 
 def _mix(values: NDArray[np.generic] | int, salt: int) -> Hashes:
@@ -64,48 +65,58 @@ class Partition:
 
 @dataclass(frozen=True)
 class _Static:
-    """What refinement starts from and what its rounds reuse."""
+    """What refinement starts from and what its rounds reuse.
 
-    own: tuple[tuple[int, int, int, Hashes, NDArray[np.bool_]], ...]  # channel, role, kind, weights over GPUs, used
-    extras: tuple[tuple[Ints, Ints, Hashes], ...]  # a channel: group, link, weight
+    own: (channel, role, link kind, weights over the ranks' GPUs) where any is positive.  extras: a channel's further
+    (group, link, weight).  touched: links that carry anything binding.  capacity: a hash of each link's capacity.
+    group_start: a hash of the static facts of each group, a channel.
+    """
+
+    own: tuple[tuple[int, int, int, Hashes], ...]
+    extras: tuple[tuple[Ints, Ints, Hashes], ...]
     touched: NDArray[np.bool_]
     capacity: Hashes
     group_start: tuple[Hashes, ...]
 
 
+def _quantised(weights: Floats) -> Hashes:
+    return (weights * _PER_UNIT).astype(np.uint64)
+
+
+def _bits(values: Floats, salt: int) -> Hashes:
+    """A hash of floats by their bits."""
+    return _mix(np.ascontiguousarray(values, dtype=np.float64).view(np.uint64), salt)
+
+
 def _static(traffic: Traffic, bundles: bool) -> _Static:
-    gpus = traffic.cluster.gpus
-    own = []
-    extras = []
+    gpus, ranks = traffic.cluster.gpus, traffic.ranks
+    own, extras, starts = [], [], []
     touched = np.zeros(traffic.capacity.size, dtype=bool)
-    starts = []
     for number, channel in enumerate(traffic.channels):
-        print_ = channel.footprint
-        for role, kind, weights in print_.own:
-            used = weights > 0
+        footprint = channel.footprint
+        for role, kind, weights in footprint.own:
+            used = weights[:ranks] > 0
             if used.any():
-                quantised = np.rint(weights / _QUANTUM).astype(np.uint64)
-                own.append((number, role, kind, quantised, used))
-                touched[kind * gpus : (kind + 1) * gpus] |= used
-        keep = ~traffic.slack[print_.link]
+                own.append((number, role, kind, _quantised(weights[:ranks])))
+                touched[kind * gpus : kind * gpus + ranks] |= used
+        keep = ~traffic.slack[footprint.link]
         if not bundles:
-            keep &= print_.link < len(LINK_KINDS[:4]) * gpus
-        link = print_.link[keep]
-        extras.append((print_.group[keep], link, np.rint(print_.weight[keep] / _QUANTUM).astype(np.uint64)))
+            keep &= footprint.link < 4 * gpus
+        link = footprint.link[keep]
+        extras.append((footprint.group[keep], link, _quantised(footprint.weight[keep])))
         touched[link] = True
-        start = _mix(np.full(channel.groups, channel.size), 11 + number)
-        for salt, column in enumerate((print_.latency, print_.nvlink_load, print_.nic_load, print_.share)):
-            start = start + _mix(np.unique(column, return_inverse=True)[1], 101 + salt)
+        start = _mix(np.array([channel.size]), 11 + number)
+        for salt, column in enumerate((footprint.latency, footprint.nvlink_load, footprint.nic_load, footprint.share)):
+            start = start + _bits(column, 101 + salt)
         starts.append(start)
-    capacity = _mix(np.unique(traffic.capacity, return_inverse=True)[1], 7)
-    return _Static(tuple(own), tuple(extras), touched, capacity, tuple(starts))
+    return _Static(tuple(own), tuple(extras), touched, _bits(traffic.capacity, 7), tuple(starts))
 
 
 def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = None) -> Partition:
-    """The coarsest equitable partition, by colour refinement until the number of classes of all three stands still.
+    """The coarsest equitable partition, by colour refinement until the number of classes stands still.
 
-    bundles: whether the fabric's binding bundles take part.  most_rounds stops early, which is *wrong* and exists
-    for the test that shows so.
+    Links are coloured from groups alone, so that they stand still when the groups do. bundles: whether the fabric's
+    binding bundles take part.  most_rounds stops early, which is *wrong* and exists for the test that shows so.
     """
     static = _static(traffic, bundles)
     rank, ranks = _colours(_mix(traffic.stage, 1) + _mix(traffic.hardware, 2))
@@ -117,43 +128,54 @@ def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = 
         rounds += 1
         groups, group_counts = _refine_groups(traffic, static, rank, groups, link_signature)
         link_signature = _refine_links(traffic, static, groups)
-        links = int(np.unique(link_signature[static.touched]).size)
         rank, ranks = _refine_ranks(traffic, rank, groups)
-        now = (ranks, links, *group_counts)
+        now = (ranks, *group_counts)
         if now == counts:
             break
         counts = now
     link = np.full(traffic.capacity.size, -1, np.int32)
     touched = np.flatnonzero(static.touched)
-    gpus = traffic.cluster.gpus
-    kind = np.minimum(touched // gpus, 4)
-    link[touched] = _colours(link_signature[touched] + _mix(kind, 5))[0]
-    return Partition(rank, tuple(groups), link, rounds)
+    kind = np.minimum(touched // traffic.cluster.gpus, 4)
+    link[touched] = _by_first(_colours(link_signature[touched] + _table(4, 5)[kind])[0])
+    return Partition(_by_first(rank), tuple(_by_first(colours) for colours in groups), link, rounds)
+
+
+def _by_first(colours: Ints) -> Ints:
+    """The same partition with classes numbered by their first element, so that classes read in the order of ranks."""
+    first = _firsts(colours)
+    position = np.empty(first.size, np.int32)
+    position[np.argsort(first, kind="stable")] = np.arange(first.size, dtype=np.int32)
+    return position[colours]
+
+
+def _table(largest: int, salt: int) -> Hashes:
+    """Hashes of 0 to `largest`, to be looked up by colour."""
+    return _mix(np.arange(largest + 1), salt)
+
+
+def _hashed(colours: Ints, salt: int) -> Hashes:
+    return _table(int(colours.max(initial=0)), salt)[colours]
 
 
 def _refine_groups(
     traffic: Traffic, static: _Static, rank: Ints, groups: list[Ints], link_signature: Hashes
 ) -> tuple[list[Ints], list[int]]:
-    """Groups by static facts, the set of member colours by role, and the set of (link colour, weight) they touch."""
+    """Groups by static facts, the set of their members' (rank colour, own links with weights), and other links touched."""
     gpus = traffic.cluster.gpus
     refined, counts = [], []
+    rank_hash = [_hashed(rank, 21 + role) for role in (0, 1)]
     for number, channel in enumerate(traffic.channels):
-        signature = static.group_start[number] + _mix(groups[number], 3)
-        if channel.name in BOUNDARY_CHANNELS:
-            for role in (0, 1):
-                signature = signature + _mix(rank[channel.members[:, role]], 21 + role)
+        boundary = channel.name in BOUNDARY_CHANNELS
+        seen = [rank_hash[role] for role in range(len(channel.roles))]
+        for owner, role, kind, weights in static.own:
+            if owner == number:
+                touched = (link_signature[kind * gpus : kind * gpus + traffic.ranks] ^ weights) * _ODD[kind]
+                seen[role] = seen[role] + np.where(weights > 0, touched, np.uint64(0))
+        signature = static.group_start[number] + _hashed(groups[number], 3)
+        if boundary:
+            signature = signature + _mix(seen[0][channel.members[:, 0]], 41) + _mix(seen[1][channel.members[:, 1]], 42)
         else:
-            signature = signature + _set_hash(rank[channel.members], 23)
-        for owner, role, kind, weights, _ in static.own:
-            if owner != number:
-                continue
-            weights = weights[: traffic.ranks]
-            touched = link_signature[kind * gpus : kind * gpus + traffic.ranks] ^ _mix(weights, 31 + kind)
-            used = np.where(weights > 0, touched, np.uint64(0))
-            if channel.name in BOUNDARY_CHANNELS:
-                signature = signature + _mix(used[channel.members[:, role]], 41 + role)
-            else:
-                signature = signature + _set_hash(_colours(used)[0][channel.members], 43 + kind)
+            signature = signature + _set_hash(seen[0], channel.members)
         group, link, weights = static.extras[number]
         if group.size:
             signature = signature + _set_rows(group, link_signature[link] ^ _mix(weights, 37), channel.groups)
@@ -163,22 +185,22 @@ def _refine_groups(
     return refined, counts
 
 
-def _set_hash(colours: Ints, salt: int) -> Hashes:
-    """(G, n) dense colours -> (G,) hash of each row's *set* of colours."""
-    groups, n = colours.shape
-    many = int(colours.max()) + 1
-    if many == 1:
-        return np.zeros(groups, np.uint64)
+def _set_hash(items: Hashes, members: Ints) -> Hashes:
+    """items over ranks, members (G, n) -> (G,) hash of the *set* of items of each group's members."""
+    groups, n = members.shape
     if n <= 8:
-        ordered = np.sort(colours, axis=1)
+        ordered = np.sort(items[members], axis=1)
         fresh = np.ones(ordered.shape, dtype=bool)
         fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        return np.where(fresh, _mix(ordered, salt), np.uint64(0)).sum(axis=1, dtype=np.uint64)
-    if groups * many <= 8 * colours.size + 4096:
+        return np.where(fresh, _mix(ordered, 51), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    colours, many = _colours(items)
+    if groups * many <= 8 * members.size + 4096:
         present = np.zeros((groups, many), dtype=bool)
-        present[np.arange(groups)[:, None], colours] = True
-        return (present * _mix(np.arange(many), salt)).sum(axis=1, dtype=np.uint64)
-    return _set_rows(np.repeat(np.arange(groups), n), _mix(colours.ravel(), salt), groups)
+        present[np.arange(groups)[:, None], colours[members]] = True
+        values = np.zeros(many, np.uint64)
+        values[colours] = items
+        return np.where(present, _mix(values, 51), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    return _set_rows(np.repeat(np.arange(groups), n), items[members].ravel(), groups)
 
 
 def _set_rows(group: Ints, item: Hashes, groups: int) -> Hashes:
@@ -187,13 +209,8 @@ def _set_rows(group: Ints, item: Hashes, groups: int) -> Hashes:
     group, item = group[order], item[order]
     fresh = np.ones(group.size, dtype=bool)
     fresh[1:] = (group[1:] != group[:-1]) | (item[1:] != item[:-1])
-    return _sums(group[fresh], _mix(item[fresh], 51), groups)
-
-
-def _sums(index: Ints, values: Hashes, size: int) -> Hashes:
-    """(size,) sums of values by index, modulo 2^64."""
-    total = np.zeros(size, np.uint64)
-    np.add.at(total, index, values)
+    total = np.zeros(groups, np.uint64)
+    np.add.at(total, group[fresh], _mix(item[fresh], 51))
     return total
 
 
@@ -201,11 +218,10 @@ def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hash
     """Links by capacity and the summed weight from each class of groups."""
     gpus, ranks = traffic.cluster.gpus, traffic.ranks
     signature = static.capacity.copy()
-    colour_hash = [_mix(colours, 61 + number) for number, colours in enumerate(groups)]
-    for number, role, kind, weights, _ in static.own:
-        group_of = traffic.channels[number].roles[role]
-        part = colour_hash[number][np.maximum(group_of, 0)] * weights[:ranks]
-        signature[kind * gpus : kind * gpus + ranks] += np.where(group_of >= 0, part, np.uint64(0))
+    colour_hash = [_hashed(colours, 61 + number) for number, colours in enumerate(groups)]
+    for number, role, kind, weights in static.own:
+        # Where a rank has no group of the channel (-1) its weight is 0.
+        signature[kind * gpus : kind * gpus + ranks] += colour_hash[number][traffic.channels[number].roles[role]] * weights
     for number, (group, link, weights) in enumerate(static.extras):
         if group.size:
             np.add.at(signature, link, colour_hash[number][group] * weights)
@@ -214,11 +230,13 @@ def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hash
 
 def _refine_ranks(traffic: Traffic, rank: Ints, groups: list[Ints]) -> tuple[Ints, int]:
     """Ranks by their colour so far and the colours of their groups, role by role."""
-    signature = _mix(rank, 71)
+    signature = _hashed(rank, 71)
     for number, channel in enumerate(traffic.channels):
+        # The table's last entry is for ranks without a group (-1).
+        table = np.append(_table(int(groups[number].max(initial=0)), 73 + 2 * number), np.uint64(0))
+        colours = np.append(groups[number], np.int32(table.size - 1))
         for role, group_of in enumerate(channel.roles):
-            colour = np.where(group_of >= 0, groups[number][np.maximum(group_of, 0)] + 1, 0)
-            signature = signature + _mix(colour, 73 + 2 * number + role)
+            signature = signature + table[colours[group_of]] * _ODD[role]
     return _colours(signature)
 
 
@@ -399,7 +417,7 @@ def _passive_weights(
             for down in (False, True)
             if 0 <= link_class.first - cluster.bundle_offset(level, down) < cluster.bundle_capacity(level).size
         )
-        if level_can_bind(cluster, level):
+        if cluster.can_bind(level):
             here = (footprint.link >= first) & (footprint.link < first + size)
             here[here] = partition.link[footprint.link[here]] < 0
             total = np.bincount(colours[footprint.group[here]], weights=footprint.weight[here], minlength=classes)

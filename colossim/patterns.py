@@ -73,15 +73,6 @@ class Constants:
         )
 
 
-def level_can_bind(cluster: Cluster, level: int) -> bool:
-    """Whether some bundle of this level (1 to 3) offers less than the NICs under it."""
-    capacity = cluster.bundle_capacity(level)
-    if not capacity.size:
-        return False
-    bundle = (cluster.leaf, cluster.block, cluster.zone)[level - 1](np.arange(cluster.gpus))
-    return bool(np.any(np.bincount(bundle, weights=cluster.nic, minlength=capacity.size) > capacity * (1 + 1e-9)))
-
-
 class _Edges:
     """Collects the links under network edges (src, dst GPUs, one weight each) of given groups."""
 
@@ -90,7 +81,6 @@ class _Edges:
         self.crossings = np.zeros((3, groups))
         self.feeds = np.zeros((2, 3, cluster.gpus), dtype=bool)
         self._rows: list[tuple[Ints, Ints, Floats]] = []
-        self.binding = [level_can_bind(cluster, level) for level in LEVELS]
 
     def add(self, group: Ints, link: Ints, weight: Floats) -> None:
         if group.size:
@@ -113,7 +103,7 @@ class _Edges:
             self.crossings[level - 1] += np.bincount(who, minlength=self.crossings.shape[1])
             self.feeds[0, level - 1, out] = True
             self.feeds[1, level - 1, into] = True
-            if self.binding[level - 1]:
+            if cluster.can_bind(level):
                 member_of = (cluster.leaf, cluster.block, cluster.zone)[level - 1]
                 one = np.ones(who.size)
                 self.add(who, cluster.bundle_offset(level, False) + member_of(out), one)
@@ -372,7 +362,7 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
             break
         far[crosses] = level
         edges.feeds[:, level - 1, flat[np.repeat(crosses, n)]] = True
-        if edges.binding[level - 1]:
+        if cluster.can_bind(level):
             for key_of, weight, down_link in ((up_key, up, False), (down_key, down, True)):
                 used = weight > 0
                 edges.add(whose[used], cluster.bundle_offset(level, down_link) + key_of[used], weight[used])

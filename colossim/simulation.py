@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from colossim.cluster import Cluster, build_cluster
-from colossim.engine.record import StepRecord
+from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
 from colossim.errors import DoesNotFit, ScenarioError
 from colossim.fold import Quotient, fold
@@ -23,10 +24,18 @@ from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler, Leg
-from colossim.traffic import Traffic, build_traffic
+from colossim.traffic import Traffic, build_traffic, describe, stage_of_ranks
+from colossim.units import format_count, format_rate, format_size
 from colossim.workload.kernels import kernel_time
 from colossim.workload.build import build_programs
+from colossim.workload.memory import memory_by_stage, suggestions
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram
+from colossim.workload.transformer import (
+    active_parameters,
+    model_flops_per_token,
+    parameters,
+    recomputed_flops_per_token,
+)
 
 Progress = Callable[[str, float], None]
 
@@ -77,11 +86,13 @@ def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
     except ScenarioError as error:
         raise scenario.located(error) from None
     job = scenario.job
+    check_memory(scenario, plan, cluster)
     programs = build_programs(plan, job)
-    tell("laying the job onto it", 0.1)
+    tell("laying the job onto it", 0.05)
     traffic = build_traffic(cluster, plan, algorithm=job.collectives_algorithm, names=used_channels(programs))
     tell("folding", 0.3)
     quotient = fold(traffic, scenario.run.fold)
+    tell("compiling", 0.9)
     seconds: dict[tuple[int, int], float] = {}
 
     def kernel_seconds(op: Compute, node: int) -> float:
@@ -95,3 +106,175 @@ def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
     compiler = Compiler(quotient, cluster.node_types, kernel_seconds, overlap.compute or overlap.transfer)
     legs = [compiler.compile(programs[kind.stage], kind) for kind in quotient.ranks]
     return Setup(scenario, plan, cluster, programs, traffic, quotient, legs)
+
+
+def stage_capacity(plan: Plan, cluster: Cluster) -> list[float]:
+    """(stages,) bytes of the smallest GPU of each pipeline stage."""
+    memory = np.array([t.gpu.memory for t in cluster.node_types])[cluster.gpu_type[: plan.world]]
+    stage = stage_of_ranks(plan)
+    smallest = np.full(plan.pipeline, np.inf)
+    np.minimum.at(smallest, stage, memory)
+    return [float(limit) for limit in smallest]
+
+
+def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
+    """Raises DoesNotFit for a job that a GPU cannot hold: which stage, by how much, and what would fit."""
+    capacity = stage_capacity(plan, cluster)
+    over = [(m.peak - limit, m, limit) for m, limit in zip(memory_by_stage(plan, scenario.job), capacity, strict=True)]
+    worst, memory, limit = max(over, key=lambda item: item[0])
+    if worst <= 0:
+        return
+    fixes = suggestions(scenario, min(capacity))
+    advice = "; ".join(fixes) if fixes else "no change of one or two settings would: use more GPUs a replica, or larger ones"
+    raise DoesNotFit(
+        f"the model doesn't fit: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
+        f"{format_size(worst)} more than its {format_size(limit)} (parameters {format_size(memory.parameters)}, gradients "
+        f"{format_size(memory.gradients)}, optimizer {format_size(memory.optimizer)}, activations "
+        f"{format_size(memory.activations)}, workspace {format_size(memory.workspace)}). What would fit: {advice}"
+    )
+
+
+def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
+    """Plays one training step of the scenario and says how long it takes, and why.
+
+    progress: called with what is being done and the share of it that is done.
+    Raises ScenarioError (located), DoesNotFit, TooManyClasses.
+    """
+    began = time.perf_counter()
+    setup = prepare(scenario, progress)
+    ready = time.perf_counter()
+    record = play_step(setup, progress)
+    done = time.perf_counter()
+    return result_of(setup, record, ready - began, done - ready)
+
+
+def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
+    """The event loop alone."""
+    overlap = setup.scenario.job.software.overlap
+    return play(
+        setup.quotient,
+        setup.legs,
+        tuple(node.name for node in setup.cluster.node_types),
+        (overlap.compute, overlap.transfer),
+        None if progress is None else lambda share: progress("playing the step", share),
+    )
+
+
+def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -> Result:
+    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it."""
+    scenario, plan, cluster, job = setup.scenario, setup.plan, setup.cluster, setup.scenario.job
+    tokens = float(job.global_batch * job.sequence_length)
+    needed = model_flops_per_token(job.model, job.sequence_length)
+    again = recomputed_flops_per_token(job.model, job.sequence_length, job.recompute, job.software.attention)
+    peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
+    capacity = stage_capacity(plan, cluster)
+    memory = max(
+        zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1]
+    )
+    quotient = setup.quotient
+    assumptions = list(scenario.assumptions)
+    if quotient.approximate:
+        assumptions.append("run.fold: bundles is an estimate: each transfer rides the worst bundle it touches (within about 2 %)")
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return build_result(
+        scenario,
+        plan,
+        record,
+        memory={
+            "parameters": memory[0].parameters,
+            "gradients": memory[0].gradients,
+            "optimizer": memory[0].optimizer,
+            "activations": memory[0].activations,
+            "workspace": memory[0].workspace,
+            "peak": memory[0].peak,
+            "capacity": memory[1],
+            "stage": memory[0].stage,
+        },
+        model_flops_per_step=needed * tokens,
+        hardware_flops_per_step=(needed + again) * tokens,
+        peak_flops_per_gpu=float(peaks[cluster.gpu_type[: plan.world]].mean()),
+        tokens_per_step=tokens,
+        classes={
+            "ranks": len(quotient.ranks),
+            "groups": sum(len(classes) for classes in quotient.groups),
+            "links": len(quotient.links) + len(quotient.passive),
+        },
+        fold=scenario.run.fold,
+        fold_rounds=quotient.partition.rounds,
+        aligned=setup.traffic.aligned,
+        setup_s=setup_s,
+        wall_s=wall_s,
+        peak_memory_bytes=float(peak_memory),
+        assumptions=assumptions,
+        notes=no_effects(scenario, plan),
+        mix=mix(record),
+    )
+
+
+def mix(record: StepRecord) -> dict[str, Any] | None:
+    """What a job of several node types costs itself: how long each type computes, and how long it waits for others."""
+    kinds = sorted({timeline.hardware for timeline in record.timelines})
+    if len(kinds) < 2:
+        return None
+    compute, straggler = CATEGORIES.index("compute"), CATEGORIES.index("straggler")
+    rows = {}
+    for kind in kinds:
+        own = [timeline for timeline in record.timelines if timeline.hardware == kind]
+        seconds = np.array([timeline.seconds() for timeline in own])
+        weights = np.array([timeline.count for timeline in own], dtype=np.float64)
+        mean = (seconds * weights[:, None]).sum(axis=0) / weights.sum()
+        rows[kind] = {"compute_s": float(mean[compute]), "waits_for_slower_s": float(mean[straggler])}
+    slowest = max(rows, key=lambda kind: rows[kind]["compute_s"])
+    return {"types": rows, "pace": slowest}
+
+
+def explain(scenario: Scenario) -> dict[str, dict[str, str]]:
+    """What was read and what follows from it, as sections of label and value, without playing anything.
+
+    Raises ScenarioError. A model that doesn't fit is explained, not raised.
+    """
+    try:
+        plan = derive(scenario)
+        cluster = build_cluster(scenario.cluster)
+    except ScenarioError as error:
+        raise scenario.located(error) from None
+    job, model, fabric = scenario.job, scenario.job.model, scenario.cluster.fabric
+    programs = build_programs(plan, job)
+    traffic = build_traffic(cluster, plan, algorithm=job.collectives_algorithm, names=used_channels(programs))
+    spares = ", ".join(f"{count:,} x {name}" for name, count in plan.spares) or "none"
+    sections: dict[str, dict[str, str]] = {}
+    sections["cluster"] = {
+        "GPUs": ", ".join(f"{g.count * g.type.gpus:,} x {g.type.gpu.name} ({g.count:,} {g.type.name})" for g in scenario.cluster.nodes),
+        "fabric": f"{fabric.name}: {fabric.type}, {fabric.tiers} tier(s), {format_rate(fabric.link)} a NIC, {fabric.routing} routing",
+        "oversubscription": ", ".join(f"{fabric.ratio(i):g}:1" for i in range(fabric.tiers - 1)) or "none (one tier)",
+        "bundles that can bind": f"{int((~traffic.slack[4 * cluster.gpus :]).sum()):,} of {cluster.links - 4 * cluster.gpus:,}",
+    }
+    sections["job"] = {
+        "model": f"{model.name}: {format_count(parameters(model))} parameters, {format_count(active_parameters(model))} active ({model.status})",
+        "software": f"{job.software.name}, {job.precision}, recompute {job.recompute}",
+        "world": f"{plan.world:,} ranks of {plan.gpus:,} GPUs; spare nodes: {spares}",
+        "layout": f"tensor {plan.tensor} x context {plan.context} x pipeline {plan.pipeline} x data {plan.data:,}"
+        + (f" (expert {plan.expert})" if plan.expert > 1 else ""),
+        "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {format_count(job.global_batch * job.sequence_length)} tokens",
+        "micro-batches": f"{plan.micro_batches} a replica, {plan.micro_batch} sequence(s) each, {plan.chunks} chunk(s) a stage",
+    }
+    capacity = stage_capacity(plan, cluster)
+    stages = memory_by_stage(plan, job)
+    shown = sorted({0, plan.pipeline // 2, plan.pipeline - 1})
+    sections["memory a GPU"] = {
+        f"stage {i}": f"{format_size(stages[i].peak)} of {format_size(capacity[i])}: parameters {format_size(stages[i].parameters)}, "
+        f"gradients {format_size(stages[i].gradients)}, optimizer {format_size(stages[i].optimizer)}, activations {format_size(stages[i].activations)}"
+        for i in shown
+    }
+    worst = max(m.peak - limit for m, limit in zip(stages, capacity, strict=True))
+    fixes = [] if worst <= 0 else suggestions(scenario, min(capacity))
+    sections["memory a GPU"]["verdict"] = (
+        "fits" if worst <= 0 else f"doesn't fit, by {format_size(worst)}; would fit with: {'; '.join(fixes) or 'more GPUs a replica'}"
+    )
+    sections["who talks over what"] = {
+        channel.name: describe(channel, cluster, plan.world) for channel in traffic.channels
+    }
+    notes = no_effects(scenario, plan)
+    if notes:
+        sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
+    return sections

@@ -9,6 +9,7 @@ Slack bundles are found here: a bundle whose feeding NICs sum to no more than it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim import patterns
-from colossim.cluster import Cluster
+from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
 from colossim.patterns import LEVELS, Constants, Floats, Footprint, Ints
 from colossim.scenario.derive import Plan
 
@@ -89,7 +90,7 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         last = [axis for axis in axes if axis in inside]
         rest = [axis for axis in axes if axis not in inside]
         moved = grid.transpose([axes.index(axis) for axis in (*rest, *last)])
-        n = int(np.prod([grid.shape[axes.index(axis)] for axis in last]))
+        n = math.prod(grid.shape[axes.index(axis)] for axis in last)
         return moved.reshape(-1, n)
 
     groups = {
@@ -110,6 +111,31 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         groups["forward"] = ahead
         groups["backward"] = ahead[:, ::-1]
     return {name: members for name, members in groups.items() if members.shape[1] > 1}
+
+
+def stage_of_ranks(plan: Plan) -> Ints:
+    """(world,) pipeline stage of every rank."""
+    before = plan.order[: plan.order.index("pipeline")]
+    stride = math.prod(plan.axes[axis] for axis in before)
+    return (np.arange(plan.world, dtype=np.int32) // np.int32(stride)) % np.int32(plan.pipeline)
+
+
+def describe(channel: Channel, cluster: Cluster, ranks: int) -> str:
+    """One line for people: how many groups of how many ranks, and which links they cross."""
+    footprint = channel.footprint
+    loads = {kind: float(weights[:ranks].max()) for _, kind, weights in footprint.own}
+    crossed = [
+        name
+        for name, used in (
+            ("NVLink", max(loads.get(NVLINK_OUT, 0.0), loads.get(NVLINK_IN, 0.0)) > 0),
+            ("NIC", max(loads.get(NIC_OUT, 0.0), loads.get(NIC_IN, 0.0)) > 0),
+            ("spine", bool(footprint.crossings[0].any())),
+            ("core", bool(footprint.crossings[1].any())),
+            ("top tier", bool(footprint.crossings[2].any())),
+        )
+        if used
+    ]
+    return f"{channel.groups:,} groups of {channel.size:,} over {', '.join(crossed)}"
 
 
 def build_traffic(cluster: Cluster, plan: Plan, *, algorithm: str = "ring", names: frozenset[str]) -> Traffic:
@@ -139,9 +165,7 @@ def build_traffic(cluster: Cluster, plan: Plan, *, algorithm: str = "ring", name
             group_of[column] = ids if boundary else ids[:, None]
             roles.append(group_of)
         channels.append(Channel(name, members, tuple(roles), builders[name](cluster, constants, members)))
-    stage_axis = plan.order.index("pipeline")
-    stride = int(np.prod([plan.axes[axis] for axis in plan.order[:stage_axis]]))
-    stage = (np.arange(ranks) // stride % plan.pipeline).astype(np.int32)
+    stage = stage_of_ranks(plan)
     capacity = cluster.capacity()
     return Traffic(
         cluster=cluster,

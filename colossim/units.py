@@ -18,46 +18,68 @@ _PREFIXES = _DECIMAL | _BINARY
 
 
 def _table(units: dict[str, float], prefixes: dict[str, float]) -> dict[str, float]:
-    return {prefix + unit: scale * value for prefix, scale in prefixes.items() for unit, value in units.items()}
+    return {
+        prefix + unit: scale * value for prefix, scale in prefixes.items() for unit, value in units.items()
+    }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
-    """A kind of quantity. units: text to SI factor.  example: a text that is right.  bare: factor of a number alone."""
+    """A kind of quantity.
+
+    units: text to SI factor.  example: a text that is right.  unit_for_fix: the unit that an error proposes.
+    bare: factor of a number alone; None where a unit is due.  most: largest SI value, and how to write it.
+    """
 
     name: str
     units: dict[str, float]
     example: str
     unit_for_fix: str
     bare: float | None = None
+    most: float = math.inf
+    most_text: str = ""
 
     def parse(self, text: str) -> float:
         """SI value of a text such as `80 GiB`. Raises ValueError with what would be right."""
         found = re.fullmatch(_NUMBER + r"\s*(?P<unit>\S.*)?", text.strip())
         if found is None:
-            raise ValueError(f"`{text}` is not a {self.name}: write a number and a unit, such as `{self.example}`")
+            raise ValueError(
+                f"`{text}` is not a {self.name}: write a number and a unit, such as `{self.example}`"
+            )
         number, unit = float(found["number"].replace("_", "")), found["unit"]
         if unit is None:
-            if self.bare is None:
-                raise ValueError(f"`{text}` has no unit: write `{text} {self.unit_for_fix}`, or such as `{self.example}`")
-            return number * self.bare
+            return self.bare_value(number)
         if unit not in self.units:
             raise ValueError(f"`{text}`: {self._why_not(unit)}")
-        value = number * self.units[unit]
-        if not math.isfinite(value) or value < 0:
+        return self._bounded(number * self.units[unit], text)
+
+    def bare_value(self, number: float) -> float:
+        """SI value of a number without a unit. Raises ValueError where a unit is due."""
+        if self.bare is None:
+            raise ValueError(
+                f"`{number:g}` has no unit: write `{number:g} {self.unit_for_fix}`, or as in `{self.example}`"
+            )
+        return self._bounded(number * self.bare, f"{number:g}")
+
+    def _bounded(self, value: float, text: str) -> float:
+        if not 0 <= value < math.inf:
             raise ValueError(f"`{text}` is not a {self.name}: it must be finite and not negative")
+        if value > self.most:
+            raise ValueError(f"`{text}` is not a {self.name}: it must be at most {self.most_text}")
         return value
 
     def _why_not(self, unit: str) -> str:
         same = [known for known in self.units if known.lower() == unit.lower()]
         if same:
-            return f"`{unit}` is not a unit of {self.name} (units are case-sensitive): did you mean {_or(same[:3])}?"
+            return f"`{unit}` is not a unit of {self.name} (case matters): did you mean {_or(same[:3])}?"
         return f"`{unit}` is not a unit of {self.name}: write it such as `{self.example}`"
 
     @property
     def pattern(self) -> str:
         """A regular expression for JSON Schema."""
-        units = "|".join(sorted((re.escape(u).replace("\\ ", " ") for u in self.units), key=len, reverse=True))
+        units = "|".join(
+            sorted((re.escape(u).replace("\\ ", " ") for u in self.units), key=len, reverse=True)
+        )
         tail = f"\\s*({units})" + ("?" if self.bare is not None else "")
         return r"^\s*[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?" + tail + r"\s*$"
 
@@ -75,13 +97,23 @@ RATE = Kind(
 )
 TIME = Kind(
     "time",
-    {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0},
+    {
+        "s": 1.0,
+        "ms": 1e-3,
+        "us": 1e-6,
+        "µs": 1e-6,
+        "ns": 1e-9,
+        "min": 60.0,
+        "h": 3600.0,
+        "d": 86400.0,
+        "w": 604800.0,
+    },
     "30 min",
     "s",
 )
 POWER = Kind("power", _table({"W": 1.0}, _DECIMAL), "700 W", "W")
 COMPUTE = Kind("compute rate", _table({"FLOP/s": 1.0, "FLOPS": 1.0}, _DECIMAL), "989 TFLOP/s", "TFLOP/s")
-SHARE = Kind("share", {"%": 0.01}, "1.5 %", "%", bare=1.0)
+SHARE = Kind("share", {"%": 0.01}, "1.5 %", "%", bare=1.0, most=1.0, most_text="100 %")
 COUNT = Kind("count", {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "15T", "T", bare=1.0)
 
 parse_size: Callable[[str], float] = SIZE.parse
@@ -96,7 +128,7 @@ parse_count: Callable[[str], float] = COUNT.parse
 def _scaled(value: float, unit: str, prefixes: tuple[str, ...], digits: int = 3) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {unit}"
-    index = min(len(prefixes) - 1, max(0, int(math.floor(math.log10(abs(value)) / 3 + 1e-12))))
+    index = min(len(prefixes) - 1, max(0, math.floor(math.log10(abs(value)) / 3 + 1e-12)))
     shown = value / 1000.0**index
     if round(abs(shown)) >= 1000 and index + 1 < len(prefixes):
         index += 1

@@ -57,7 +57,7 @@ def load(kind: str, name: str, extra: Extra | None = None) -> Entry:
     return KINDS[kind].model_validate(entry(kind, name, extra), context={"catalog": extra or {}})
 
 
-def read_extra(path: Path) -> Extra:
+def read_extra(path: Path) -> yaml12.Document:
     """A user's catalogue file. Raises ScenarioError if it isn't a mapping of kinds of entries."""
     document = yaml12.read_file(path)
     value = document.value
@@ -68,9 +68,12 @@ def read_extra(path: Path) -> Extra:
         if kind not in KINDS:
             near = difflib.get_close_matches(kind, KINDS, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(KINDS)}"
-            problems.append(Problem(kind, f"is no kind of the catalogue: {hint}", str(path), *document.keys[(kind,)]))
+            problems.append(
+                Problem(kind, f"is no kind of the catalogue: {hint}", str(path), *document.keys[(kind,)])
+            )
         elif not isinstance(entries, dict) or not all(isinstance(item, dict) for item in entries.values()):
-            problems.append(Problem(kind, "is a mapping of names to fields", str(path), *document.marks[(kind,)]))
+            place = document.marks[(kind,)]
+            problems.append(Problem(kind, "should be a mapping of names to fields", str(path), *place))
     if problems:
         raise ScenarioError(problems)
-    return value
+    return document

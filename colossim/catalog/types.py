@@ -1,66 +1,43 @@
 """What the catalogue holds: GPUs, nodes, fabrics, models and software stacks, each declared once.
 
-Quantities are written as text with a unit and are SI floats in Python. A field's `description` gives its unit and
-meaning; validation, JSON Schema, `colossim catalog` and the docs are derived from these declarations.
+Quantities are written as text with a unit and are SI floats in Python. A field's `description` gives its unit
+and meaning; validation, JSON Schema, `colossim catalog` and the docs are derived from these declarations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from colossim import units
-
-
-def _quantity(value: Any, kind: units.Kind) -> Any:
-    if isinstance(value, str):
-        return kind.parse(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"expected a {kind.name} such as `{kind.example}`")
-    if kind.bare is None:
-        raise ValueError(f"`{value}` has no unit: write `{value} {kind.unit_for_fix}`, or such as `{kind.example}`")
-    return value * kind.bare
-
-
-def named(kind: str) -> BeforeValidator:
-    """Lets a field be a catalogue name, a mapping of its fields, or a mapping with `base: NAME` and changes."""
-
-    def look_up(value: Any, info: ValidationInfo) -> Any:
-        from colossim.catalog import entry
-
-        extra = (info.context or {}).get("catalog", {})
-        if isinstance(value, str):
-            return entry(kind, value, extra)
-        if isinstance(value, dict) and isinstance(value.get("base"), str):
-            changes = {key: item for key, item in value.items() if key != "base"}
-            return {**entry(kind, value["base"], extra), **changes}
-        return value
-
-    return BeforeValidator(look_up)
+from colossim.catalog.quantities import (
+    Count,
+    Factor,
+    FlopRate,
+    Named,
+    Natural,
+    Positive,
+    Precision,
+    Rate,
+    Ratio,
+    Seconds,
+    Share,
+    Size,
+    SomeCount,
+    SomeShare,
+    SomeSize,
+    Watts,
+)
 
 
-def _of(kind: units.Kind) -> Any:
-    reader: Callable[[Any], Any] = partial(_quantity, kind=kind)
-    shape: dict[str, Any] = {"type": "string", "pattern": kind.pattern, "examples": [kind.example]}
-    if kind.bare is not None:
-        shape = {"anyOf": [shape, {"type": "number"}]}
-    return Annotated[float, BeforeValidator(reader), WithJsonSchema(shape)]
+def _without_required(*fields: str) -> Callable[[dict[str, Any]], None]:
+    """Tells JSON Schema that these fields follow from others when absent."""
 
+    def relax(schema: dict[str, Any]) -> None:
+        schema["required"] = [name for name in schema["required"] if name not in fields]
 
-Size = _of(units.SIZE)
-Rate = _of(units.RATE)
-Seconds = _of(units.TIME)
-Watts = _of(units.POWER)
-FlopRate = _of(units.COMPUTE)
-Share = _of(units.SHARE)
-Count = _of(units.COUNT)
-Precision = Literal["bf16", "fp16", "fp8"]
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Factor = Annotated[float, Field(ge=0)]
+    return relax
 
 
 class Facts(BaseModel):
@@ -72,26 +49,26 @@ class Facts(BaseModel):
 class Entry(Facts):
     """A catalogue entry: every fact has a source and a date."""
 
-    name: str = Field("inline", description="its name in the catalogue")
-    source: str = Field("the scenario", description="where the facts come from")
-    date: str = Field("", description="when they were read, ISO date")
-    note: str = Field("", description="what is assumed, and why")
+    name: str = Field(default="inline", description="its name in the catalogue")
+    source: str = Field(default="the scenario", description="where the facts come from")
+    date: str = Field(default="", description="when they were read, ISO date")
+    note: str = Field(default="", description="what is assumed, and why")
 
 
 class GemmCurve(Facts):
-    """Efficiency of a matrix product: sustained x mn/(mn + area) x k/(k + depth) (models.md 2)."""
+    """Efficiency of a matrix product: sustained x mn/(mn + area) x k/(k + depth)."""
 
-    sustained: Share = Field(description="share of the datasheet peak that whole steps sustain")
+    sustained: SomeShare = Field(description="share of the datasheet peak that whole steps sustain")
     area: Factor = Field(description="mn at which half of the efficiency is lost")
     depth: Factor = Field(description="k at which half of the efficiency is lost")
 
 
 class AttentionCurve(Facts):
-    """Efficiency of flash attention: forward x n/(n + tiles), n query tiles of 128; backward relative to forward."""
+    """Efficiency of flash attention: forward x n/(n + tiles), n query tiles of 128."""
 
-    forward: Share = Field(description="share of the datasheet peak, forward")
-    backward: Factor = Field(0.8, description="backward's efficiency over forward's")
-    tiles: Factor = Field(40.0, description="query tiles at which half of the efficiency is lost")
+    forward: SomeShare = Field(description="share of the datasheet peak, forward")
+    backward: Factor = Field(default=0.8, description="backward's efficiency over forward's")
+    tiles: Factor = Field(default=40.0, description="query tiles at which half of the efficiency is lost")
 
 
 class Gpu(Entry):
@@ -100,22 +77,30 @@ class Gpu(Entry):
     peak: dict[Precision, FlopRate] = Field(description="FLOP/s, dense, by precision, from the datasheet")
     gemm: dict[Precision, GemmCurve] = Field(description="what matrix products sustain, by precision")
     attention: AttentionCurve = Field(description="what flash attention sustains")
-    unfused_attention: Share = Field("80 %", validate_default=True, description="share of the peak of attention's batched products")
+    unfused_attention: SomeShare = Field(
+        default="80 %", validate_default=True, description="share of the peak of attention's batched products"
+    )
     sms: Positive = Field(description="streaming multiprocessors")
-    memory: Size = Field(description="bytes that the driver offers")
+    memory: SomeSize = Field(description="bytes that the driver offers")
     memory_rate: Rate = Field(description="bytes/s of HBM, from the datasheet")
-    memory_efficiency: Share = Field("82 %", validate_default=True, description="share of it that large streams reach")
-    kernel_overhead: Seconds = Field("2 us", validate_default=True, description="s that each kernel costs beside its work")
+    memory_efficiency: SomeShare = Field(
+        default="82 %", validate_default=True, description="share of it that large streams reach"
+    )
+    kernel_overhead: Seconds = Field(
+        default="2 us", validate_default=True, description="s that each kernel costs beside its work"
+    )
     nvlink: Rate = Field(description="bytes/s of NVLink, one direction")
     tdp: Watts = Field(description="W, the part's power limit")
     idle: Watts = Field(description="W when idle")
 
 
 class RingCurve(Facts):
-    """Rings over NVLink: t = base + passes (n-1) hop + bytes/bandwidth x (1 + (half_size n/8 / S)^exponent)."""
+    """Rings over NVLink: base + passes (n-1) hop + bytes/bandwidth (1 + (half_size n/8 / S)^exponent)."""
 
     bandwidth: Rate = Field(description="bytes/s that an NVLink edge of a ring sustains for long messages")
-    half_size: Size = Field(description="S0: bytes at which the ramp has cost as much as the transfer, 8 ranks")
+    half_size: Size = Field(
+        description="S0: bytes at which the ramp has cost as much as the transfer, 8 ranks"
+    )
     exponent: Factor = Field(description="g of the ramp")
     base: Seconds = Field(description="s, once a collective")
     hop: Seconds = Field(description="s of one step of a ring over NVLink")
@@ -124,7 +109,7 @@ class RingCurve(Facts):
 class NetworkCurve(Facts):
     """Collectives over the network."""
 
-    efficiency: Share = Field(description="share of the NIC's rate that a collective's edge sustains")
+    efficiency: SomeShare = Field(description="share of the NIC's rate that a collective's edge sustains")
     base: Seconds = Field(description="s, once a collective")
     hop: Seconds = Field(description="s of one step over the network, before switches")
 
@@ -132,7 +117,7 @@ class NetworkCurve(Facts):
 class NodeType(Entry):
     """One server, or one NVLink domain."""
 
-    gpu: Annotated[Gpu, named("gpus")] = Field(description="catalogue name, or the GPU's fields")
+    gpu: Annotated[Gpu, Named("gpus")] = Field(description="catalogue name, or the GPU's fields")
     gpus: Positive = Field(description="GPUs that share NVLink")
     rails: Positive = Field(description="rails that the node presents; GPU i is on rail i % rails")
     nic: Rate = Field(description="bytes/s of the NIC of each GPU, one direction")
@@ -144,29 +129,54 @@ class NodeType(Entry):
 class Fabric(Entry):
     """What joins the nodes."""
 
-    type: Literal["rail-optimized", "fat-tree", "single-switch", "graph"] = Field(description="how nodes meet")
-    tiers: Annotated[int, Field(ge=1, le=4)] = Field(2, description="leaf, spine, core, top")
+    type: Literal["rail-optimized", "fat-tree", "single-switch", "graph"] = Field(
+        description="how nodes meet"
+    )
+    tiers: Annotated[int, Field(ge=1, le=4)] = Field(default=2, description="leaf, spine, core, top")
     link: Rate = Field(description="bytes/s of one NIC port, one direction")
     switch_ports: Positive = Field(description="ports of `link` speed on one switch")
-    nodes_per_pod: Positive = Field(1, description="nodes that share their leaf switches")
-    pods_per_block: Positive = Field(1, description="pods that share their spines")
-    blocks_per_zone: Positive = Field(64, description="blocks that share their cores (4 tiers)")
-    oversubscription: tuple[Annotated[float, Field(ge=1)], ...] = Field((), description="down over up, per tier boundary, against a full pod's ports")
-    rails: Literal["forward", "spine"] = Field("forward", description="how rails meet: over NVLink first, or over the spine")
-    routing: Literal["adaptive", "ecmp", "static"] = Field("adaptive", description="how flows choose among equal paths")
-    paths_per_flow: Positive = Field(1, description="queue pairs a flow is hashed over (ecmp)")
-    hop_latency: Seconds = Field("600 ns", validate_default=True, description="s of one switch")
-    efficiency: Share = Field("100 %", validate_default=True, description="share of the line rate that congestion control sustains")
-    planes: Positive = Field(1, description="independent copies of the switches, each with 1/planes of a NIC")
-    graph: str | None = Field(None, description="file of a networkx graph (type: graph)")
+    nodes_per_pod: Positive = Field(default=1, description="nodes that share their leaf switches")
+    pods_per_block: Positive = Field(default=1, description="pods that share their spines")
+    blocks_per_zone: Positive = Field(default=64, description="blocks that share their cores (4 tiers)")
+    oversubscription: tuple[Ratio, ...] = Field(
+        default=(),
+        validate_default=True,
+        description="down over up, per tier boundary, against a full pod's ports; 1 where absent",
+    )
+    rails: Literal["forward", "spine"] = Field(
+        default="forward", description="how rails meet: over NVLink first, or over the spine"
+    )
+    routing: Literal["adaptive", "ecmp", "static"] = Field(
+        default="adaptive", description="how flows choose among equal paths"
+    )
+    paths_per_flow: Positive = Field(default=1, description="queue pairs a flow is hashed over (ecmp)")
+    hop_latency: Seconds = Field(default="600 ns", validate_default=True, description="s of one switch")
+    efficiency: SomeShare = Field(
+        default="100 %",
+        validate_default=True,
+        description="share of the line rate that congestion control sustains",
+    )
+    planes: Positive = Field(
+        default=1, description="independent copies of the switches, each with 1/planes of a NIC"
+    )
+    graph: str | None = Field(default=None, description="file of a networkx graph (type: graph)")
+
+    @field_validator("oversubscription")
+    @classmethod
+    def _one_a_boundary(cls, given: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        """Exactly one number a tier boundary: 1 where none is given, none beyond the top tier."""
+        boundaries: int = info.data.get("tiers", 4) - 1
+        return (given + (1.0,) * boundaries)[:boundaries]
 
     def ratio(self, boundary: int) -> float:
-        """Oversubscription at boundary 0 (leaf to spine), 1 (spine to core), 2 (core to top); 1 where none is given."""
+        """Oversubscription at boundary 0 (leaf to spine), 1 (spine to core), 2 (core to top); 1 beyond."""
         return self.oversubscription[boundary] if boundary < len(self.oversubscription) else 1.0
 
 
 class Model(Entry):
     """A transformer."""
+
+    model_config = ConfigDict(json_schema_extra=_without_required("kv_heads", "head_size", "ffn"))
 
     layers: Positive = Field(description="transformer layers")
     hidden: Positive = Field(description="width of the residual stream")
@@ -174,21 +184,25 @@ class Model(Entry):
     kv_heads: Positive = Field(description="key/value heads; heads when absent")
     head_size: Positive = Field(description="size of a head; hidden/heads when absent")
     ffn: Natural = Field(description="width of the dense MLP; 4 x hidden when absent")
-    activation: Literal["gelu", "swiglu", "geglu", "squared-relu"] = Field("gelu", description="of the MLP; gated ones have 3 matrices")
+    activation: Literal["gelu", "swiglu", "geglu", "squared-relu"] = Field(
+        default="gelu", description="of the MLP; gated ones have 3 matrices"
+    )
     vocabulary: Positive = Field(description="tokens of the vocabulary")
-    tied: bool = Field(False, description="whether the head is the embedding")
-    positions: Natural = Field(0, description="learned positions; 0 for rotary")
-    biases: bool = Field(False, description="whether linear layers have biases")
-    norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="kind of the norms")
-    norms: Positive = Field(2, description="norms a layer")
-    dropout: bool = Field(False, description="whether it trains with dropout")
-    experts: Natural = Field(0, description="routed experts a layer")
-    experts_per_token: Natural = Field(0, description="experts that a token visits")
-    expert_ffn: Natural = Field(0, description="width of one expert")
-    shared_ffn: Natural = Field(0, description="width of a dense MLP beside the experts")
-    dense_layers: Natural = Field(0, description="first layers without experts")
-    training_tokens: Count | None = Field(None, description="tokens that it was trained on")
-    status: Literal["published", "reported", "assumed"] = Field("published", description="how well the shape is known")
+    tied: bool = Field(default=False, description="whether the head is the embedding")
+    positions: Natural = Field(default=0, description="learned positions; 0 for rotary")
+    biases: bool = Field(default=False, description="whether linear layers have biases")
+    norm: Literal["layernorm", "rmsnorm"] = Field(default="layernorm", description="kind of the norms")
+    norms: Positive = Field(default=2, description="norms a layer")
+    dropout: bool = Field(default=False, description="whether it trains with dropout")
+    experts: Natural = Field(default=0, description="routed experts a layer")
+    experts_per_token: Natural = Field(default=0, description="experts that a token visits")
+    expert_ffn: Natural = Field(default=0, description="width of one expert")
+    shared_ffn: Natural = Field(default=0, description="width of a dense MLP beside the experts")
+    dense_layers: Natural = Field(default=0, description="first layers without experts")
+    training_tokens: SomeCount | None = Field(default=None, description="tokens that it was trained on")
+    status: Literal["published", "reported", "assumed"] = Field(
+        default="published", description="how well the shape is known"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -210,7 +224,7 @@ class Model(Entry):
 
 
 class Host(Facts):
-    """The launch floor of a pass: what the host needs to launch its kernels (models.md 2)."""
+    """The launch floor of a pass: what the host needs to launch its kernels."""
 
     forward: Seconds = Field(description="s a layer, forward")
     backward: Factor = Field(description="backward over forward")
@@ -220,7 +234,7 @@ class Host(Facts):
 
 
 class Slowdown(Facts):
-    """While a transfer runs beside a kernel the kernel runs at 1/(1+compute), the transfer at 1/(1+transfer)."""
+    """While a kernel and a transfer run together they run at 1/(1+compute) and 1/(1+transfer)."""
 
     compute: Factor = Field(description="x")
     transfer: Factor = Field(description="y")
@@ -232,12 +246,12 @@ class Software(Entry):
     attention: Literal["unfused", "flash"] = Field(description="kernels of the attention core")
     causal_skip: bool = Field(description="whether they skip masked tiles")
     elementwise: Factor = Field(description="passes over the element-wise bytes; 1 when fused")
-    host: Host | None = Field(None, description="launch floor; null under CUDA graphs")
+    host: Host | None = Field(default=None, description="launch floor; null under CUDA graphs")
     loss_bytes_per_logit: Factor = Field(description="bytes that the cross entropy moves a logit")
     gradient_bytes: Positive = Field(description="bytes of an accumulated gradient")
     reduce_bytes: Positive = Field(description="bytes of a gradient on the wire")
     optimizer_bytes: Factor = Field(description="bytes of optimizer state a parameter")
-    bucket_parameters: Count = Field(description="parameters of a gradient bucket, at least")
+    bucket_parameters: SomeCount = Field(description="parameters of a gradient bucket, at least")
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")
     tensor_overlap: Share = Field(description="part of a tensor collective that overlap.tensor hides")

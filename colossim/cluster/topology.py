@@ -132,6 +132,19 @@ class Cluster:
         """
         return self._bundles[level - 1]
 
+    @cached_property
+    def _binding(self) -> tuple[bool, ...]:
+        gpus = np.arange(self.gpus, dtype=np.int32)
+        can = []
+        for capacity, place in zip(self._bundles, (self.leaf, self.block, self.zone), strict=True):
+            below = np.bincount(place(gpus), weights=self.nic, minlength=capacity.size) if capacity.size else capacity
+            can.append(bool(np.any(below > capacity * (1 + 1e-9))))
+        return tuple(can)
+
+    def can_bind(self, level: int) -> bool:
+        """Whether some bundle of this level (1 to 3) offers less than the NICs under it."""
+        return self._binding[level - 1]
+
     def bundle_offset(self, level: int, down: bool) -> int:
         """Number of the first bundle of a level and direction."""
         before = sum(2 * self._bundles[below].size for below in range(level - 1))

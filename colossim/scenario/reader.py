@@ -1,33 +1,54 @@
 """From YAML to a Scenario, with every problem at once and each in its place.
 
-A scenario with a problem raises ScenarioError; its problems read `file:line:column: field: what, and what would be right`.
+A problem reads `file:line:column: field: what is wrong, what would be right`; ScenarioError holds all of them.
 """
 
 from __future__ import annotations
 
 import difflib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pydantic
-from pydantic import BaseModel
 
 from colossim import yaml12
-from colossim.catalog import Extra, read_extra
+from colossim.catalog import KINDS, Extra, entry, read_extra
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.derive import derive
-from colossim.scenario.schema import LATER_KEYS, LATER_VALUES, Case, Scenario
+from colossim.scenario.fields import wrong_path
+from colossim.scenario.messages import NOWHERE, Place, translated
+from colossim.scenario.schema import LATER_KEYS, LATER_VALUES, Scenario
 from colossim.shipped import scenario_path
 from colossim.yaml12 import Document, Path_, dotted
 
 #: Value of a dotted path that `--set`, a case or a grid changes, and where it was written.
-Change = tuple[str, Any, tuple[str, int | None, int | None]]
+Change = tuple[str, Any, Place]
+
+#: Parts of a scenario that no rule between fields reads, and what stands in for them when rules are checked.
+_FREE: dict[Path_, Any] = {
+    ("name",): "x",
+    **dict.fromkeys((part,) for part in ("description", "sources", "assumptions", "run", "cases", "grid")),
+    ("cluster", "fabric"): "spectrum-x",
+    **dict.fromkeys(("cluster", part) for part in ("degraded", "pue")),
+    **dict.fromkeys(
+        ("job", part)
+        for part in (
+            "software",
+            "recompute",
+            "overlap",
+            "bucket",
+            "tokens",
+            "collectives_algorithm",
+            "optimizer",
+        )
+    ),
+}
+#: Known keys without a capability yet: the message about them says more than "no field".
+_LATER_ROOTS = {path[0] for path in LATER_KEYS if len(path) == 1}
 
 
-def load_scenario(source: str | Path, *, set: Iterable[str] = (), case: str | None = None) -> Scenario:
+def load_scenario(source: str | Path, set: Iterable[str] = (), case: str | None = None) -> Scenario:
     """Reads a scenario from a path, or by the name of one that ships.
 
     set: changes as `path=value` (the value read as YAML).  case: the name of one of its `cases`.
@@ -48,29 +69,33 @@ def read(source: str | Path) -> tuple[Document, str]:
 
 def change_of(text: str) -> Change:
     """`path=value` of the command line. Raises ScenarioError if it isn't of that form."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
-        raise ScenarioError([Problem("", f"--set `{text}`: write it as path=value, such as --set job.micro_batch=2")])
-    label = f"--set {path.strip()}"
+    path, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not path:
+        raise ScenarioError(
+            [Problem("", f"--set `{text}`: write it as path=value, such as --set job.micro_batch=2")]
+        )
+    label = f"--set {path}"
     try:
-        parsed = yaml12.read_text(value, label).value if value.strip() else None
+        parsed = yaml12.read_text(value, label).value if value else None
     except ScenarioError as error:
-        raise ScenarioError([Problem("", f"{label}: {p.message}") for p in error.problems]) from None
-    return path.strip(), parsed, (label, None, None)
+        raise ScenarioError([Problem("", p.message, label) for p in error.problems]) from None
+    return path, parsed, (label, None, None)
 
 
 def case_changes(document: Document, file: str, name: str) -> list[Change]:
-    """The changes of the case of that name. Raises ScenarioError, with the nearest name."""
-    cases = document.value.get("cases", ()) if isinstance(document.value, dict) else ()
-    labels = [str(c.get("name", i)) if isinstance(c, dict) else str(i) for i, c in enumerate(cases or ())]
+    """The changes of the case of that name, or of that index. Raises ScenarioError, with the nearest name."""
+    cases = document.value.get("cases") if isinstance(document.value, dict) else ()
+    cases = cases if isinstance(cases, tuple) else ()
+    labels = [str(c.get("name", i)) if isinstance(c, dict) else str(i) for i, c in enumerate(cases)]
     if name not in labels:
         near = difflib.get_close_matches(name, labels, n=1, cutoff=0.3)
-        hint = f"did you mean `{near[0]}`?" if near else ("known: " + ", ".join(labels) if labels else "it has no cases")
+        known = "known: " + ", ".join(labels) if labels else "the scenario has none"
+        hint = f"did you mean `{near[0]}`?" if near else known
         raise ScenarioError([Problem("cases", f"no case `{name}`: {hint}", file)])
     index = labels.index(name)
-    found = cases[index].get("set") or {}
+    found = cases[index].get("set") if isinstance(cases[index], dict) else None
     return [
-        (str(path), value, (file, *document.marks.get(("cases", index, "set", path), (1, 1))))
+        (path, value, (file, *document.marks[("cases", index, "set", path)]))
         for path, value in (found.items() if isinstance(found, dict) else ())
     ]
 
@@ -81,63 +106,114 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
     if not isinstance(value, dict):
         message = "a scenario is a mapping with `cluster:` and `job:`"
         raise ScenarioError([Problem("", message, file, *document.marks[()])])
-    marks: dict[Path_, tuple[str, int | None, int | None]] = {
-        path: (file, *place) for path, place in {**document.marks, **document.keys}.items()
-    }
-    places = {path: (file, *place) for path, place in document.marks.items()}
+    places: dict[Path_, Place] = {path: (file, *place) for path, place in document.marks.items()}
+    keys: dict[Path_, Place] = places | {path: (file, *place) for path, place in document.keys.items()}
     problems: list[Problem] = []
     for path, changed, place in changes:
-        value = _changed(value, tuple(path.split(".")), changed, place, marks, places, problems)
+        wrong = None if path.split(".")[0] in _LATER_ROOTS else wrong_path(Scenario, path)
+        if wrong is not None:
+            problems.append(Problem(path, wrong, *place))
+            continue
+        value = _changed(value, tuple(path.split(".")), changed, place, keys, places, problems)
     extra = _extra(value, file, problems, places)
-    problems += _later(value, places, marks)
+    broken_entries = bool(problems)
+    problems += _later(value, places, keys)
     later = {problem.field for problem in problems}
     scenario = None
     try:
         scenario = Scenario.model_validate(value, context={"catalog": extra})
     except pydantic.ValidationError as error:
-        problems += [p for p in _translated(error, value, marks, places) if p.field not in later]
+        found = [p for p in translated(error, Scenario, value, keys, places) if p.field not in later]
+        problems += [p for p in found if not (broken_entries and "in its catalogue entry" in p.message)]
+        problems += _rules_beside(value, error, extra, places)
     if scenario is not None:
         scenario._marks.update({dotted(path): place for path, place in places.items()})
-        problems += _variant_problems(scenario, value, places)
-        try:
-            derive(scenario)
-        except ScenarioError as error:
-            problems += scenario.located(error).problems
+        problems += [p for p in _later_in_entries(scenario) if p.field not in later]
+        problems += _variant_problems(scenario, places)
+        problems += _rules(scenario)
     if problems or scenario is None:
         raise ScenarioError(sorted(problems, key=lambda p: (p.line or 0, p.column or 0)))
     return scenario
 
 
-def _extra(value: dict[str, Any], file: str, problems: list[Problem], places: Mapping[Path_, Any]) -> Extra:
-    """The user's own catalogue, named relative to the scenario."""
+def _rules(scenario: Scenario) -> tuple[Problem, ...]:
+    """The rules between fields that the scenario breaks."""
+    try:
+        derive(scenario)
+    except ScenarioError as error:
+        return scenario.located(error).problems
+    return ()
+
+
+def _rules_beside(
+    value: dict[str, Any], error: pydantic.ValidationError, extra: Extra, places: Mapping[Path_, Place]
+) -> tuple[Problem, ...]:
+    """Rules that are broken beside fields that are wrong by themselves, where those can't be the reason."""
+    broken: set[Path_] = set()
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        loc = item["loc"]
+        free = next((path for path in _FREE if loc[: len(path)] == path), None)
+        if free is None and not (item["type"] == "extra_forbidden" and len(loc) == 1):
+            return ()
+        broken.add(free or loc)
+    sound = dict(value)
+    for path in broken:
+        owner = sound
+        for part in path[:-1]:
+            owner[str(part)] = dict(owner[str(part)])
+            owner = owner[str(part)]
+        owner.pop(str(path[-1]), None)
+        if _FREE.get(path) is not None:
+            owner[str(path[-1])] = _FREE[path]
+    try:
+        scenario = Scenario.model_validate(sound, context={"catalog": extra})
+    except pydantic.ValidationError:
+        return ()
+    scenario._marks.update({dotted(path): place for path, place in places.items()})
+    return _rules(scenario)
+
+
+def _extra(value: dict[str, Any], file: str, problems: list[Problem], places: Mapping[Path_, Place]) -> Extra:
+    """The user's own catalogue, named relative to the scenario; its entries are checked in its own file."""
     name = value.get("catalog")
     if not isinstance(name, str):
         return {}
+    path = Path(file).parent / name
     try:
-        return read_extra(Path(file).parent / name)
+        document = read_extra(path)
     except ScenarioError as error:
         problems += [
-            p if p.line else Problem("catalog", f"{p.file}: {p.message}", *places.get(("catalog",), (file, 1, 1)))
+            p if p.line else Problem("catalog", f"{p.file}: {p.message}", *places.get(("catalog",), NOWHERE))
             for p in error.problems
         ]
         return {}
+    extra: Extra = document.value
+    values: dict[Path_, Place] = {at: (str(path), *mark) for at, mark in document.marks.items()}
+    keys: dict[Path_, Place] = values | {at: (str(path), *mark) for at, mark in document.keys.items()}
+    for kind, entries in extra.items():
+        for label, fields in entries.items():
+            try:
+                KINDS[kind].model_validate(entry(kind, label, extra), context={"catalog": extra})
+            except pydantic.ValidationError as error:
+                problems += translated(error, KINDS[kind], fields, keys, values, (kind, label))
+    return extra
 
 
 def _changed(
     value: Any,
     path: tuple[str, ...],
     new: Any,
-    place: tuple[str, int | None, int | None],
-    marks: dict[Path_, Any],
-    places: dict[Path_, Any],
+    place: Place,
+    keys: dict[Path_, Place],
+    places: dict[Path_, Place],
     problems: list[Problem],
     done: Path_ = (),
 ) -> Any:
-    """A copy of value with the part at `path` replaced. A catalogue name on the way becomes `base: NAME` with a change."""
+    """A copy of value with the part at `path` replaced; a catalogue name on the way becomes `base: NAME`."""
     if not path:
         for known in [p for p in places if p[: len(done)] == done]:
             del places[known]
-        places[done] = marks[done] = place
+        places[done] = keys[done] = place
         return new
     head, rest = path[0], path[1:]
     if isinstance(value, tuple):
@@ -146,195 +222,87 @@ def _changed(
             problems.append(Problem(dotted((*done, *path)), message, *place))
             return value
         index = int(head)
-        item = _changed(value[index], rest, new, place, marks, places, problems, (*done, index))
+        item = _changed(value[index], rest, new, place, keys, places, problems, (*done, index))
         return (*value[:index], item, *value[index + 1 :])
     if isinstance(value, str) and done:
         value = {"base": value}
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        problems.append(Problem(dotted((*done, *path)), f"`{dotted(done)}` is a value, it has no `{head}`", *place))
+        problems.append(
+            Problem(dotted((*done, *path)), f"`{dotted(done)}` is a value, it has no `{head}`", *place)
+        )
         return value
-    marks.setdefault((*done, head), place)
+    keys.setdefault((*done, head), place)
     places.setdefault((*done, head), place)
-    return {**value, head: _changed(value.get(head), rest, new, place, marks, places, problems, (*done, head))}
+    return {**value, head: _changed(value.get(head), rest, new, place, keys, places, problems, (*done, head))}
 
 
-def _later(value: dict[str, Any], places: Mapping[Path_, Any], marks: Mapping[Path_, Any]) -> list[Problem]:
+def _later(
+    value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]
+) -> list[Problem]:
     """Keys and values of capabilities that are not there yet."""
     found = []
     for path, what in LATER_KEYS.items():
-        inside = value
-        for part in path[:-1]:
-            inside = inside.get(part) if isinstance(inside, dict) else None  # type: ignore[assignment]
-        if isinstance(inside, dict) and path[-1] in inside:
+        owner = _at(value, path[:-1])
+        if isinstance(owner, dict) and path[-1] in owner:
             message = f"isn't available yet: it comes with {what}; leave it out"
-            found.append(Problem(dotted(path), message, *marks.get(path, (None, None, None))))
+            found.append(Problem(dotted(path), message, *keys.get(path, NOWHERE)))
     for path, values in LATER_VALUES.items():
-        node: Any = value
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, str) and node in values:
-            message = f"`{node}` isn't available yet: it comes with {values[node]}"
-            found.append(Problem(dotted(path), message, *places.get(path, (None, None, None))))
+        word = _at(value, path)
+        if isinstance(word, str) and word in values:
+            found.append(Problem(dotted(path), _not_yet(word, values[word]), *places.get(path, NOWHERE)))
     return found
 
 
-def _variant_problems(scenario: Scenario, value: dict[str, Any], places: Mapping[Path_, Any]) -> list[Problem]:
+def _later_in_entries(scenario: Scenario) -> list[Problem]:
+    """The same for values that came from a catalogue entry."""
+    found = []
+    for path, values in LATER_VALUES.items():
+        word: Any = scenario
+        for part in path:
+            word = getattr(word, part)
+        if word in values:
+            found.append(Problem(dotted(path), _not_yet(word, values[word])))
+    return list(scenario.located(ScenarioError(found)).problems)
+
+
+def _not_yet(word: str, what: str) -> str:
+    return f"`{word}` isn't available yet: it comes with {what}"
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    """What stands at a path of mappings; None if there is nothing."""
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list[Problem]:
     """Cases and grid name fields that exist; names are unique."""
     problems = []
     seen: set[str] = set()
     for i, case in enumerate(scenario.cases):
         if case.name is not None and case.name in seen:
-            problems.append(Problem(f"cases.{i}.name", f"`{case.name}` is taken: names are unique", *places[("cases", i, "name")]))
+            message = f"`{case.name}` is taken: names are unique"
+            problems.append(Problem(f"cases.{i}.name", message, *places.get(("cases", i, "name"), NOWHERE)))
         seen.add(case.name or str(i))
         for path in case.set:
-            problems += _unknown_path(("cases", i, "set", path), path, places)
-    for path in scenario.grid:
-        problems += _unknown_path(("grid", path), path, places)
-        if not scenario.grid[path]:
-            problems.append(Problem(f"grid.{path}", "needs at least one value", *places.get(("grid", path), (None,) * 3)))
+            problems += _unsettable(("cases", i, "set"), path, places)
+    for path, values in scenario.grid.items():
+        problems += _unsettable(("grid",), path, places)
+        if not values:
+            message = "is empty: it needs at least one value"
+            problems.append(Problem(f"grid.{path}", message, *places.get(("grid", path), NOWHERE)))
     return problems
 
 
-def _unknown_path(at: Path_, path: str, places: Mapping[Path_, Any]) -> list[Problem]:
-    kind: Any = Scenario
-    parts = path.split(".")
-    for depth, part in enumerate(parts):
-        models = _models(kind)
-        items = _items(kind)
-        if part.isdigit() and items is not None:
-            kind = items
-            continue
-        known: dict[str, Any] = {name: field for model in models for name, field in model.model_fields.items()}
-        if not models:
-            if kind is Any or items is not None or depth == 0:
-                return []
-            return [Problem(dotted(at), f"`{'.'.join(parts[:depth])}` is a value, it has no `{part}`", *places.get(at, (None,) * 3))]
-        if part not in known:
-            return [Problem(dotted(at), f"no field `{path}`: {_nearest(part, known)}", *places.get(at, (None,) * 3))]
-        kind = known[part].annotation
-    return []
-
-
-def _models(kind: Any) -> list[type[BaseModel]]:
-    """The pydantic models that a type annotation may hold."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return [kind]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType, typing.Annotated):
-        return [model for part in typing.get_args(kind) for model in _models(part)]
-    return []
-
-
-def _items(kind: Any) -> Any:
-    """The type of a tuple's items, or of a mapping's values; None if it is neither."""
-    origin = typing.get_origin(kind)
-    if origin is typing.Annotated:
-        return _items(typing.get_args(kind)[0])
-    if origin is tuple:
-        return typing.get_args(kind)[0]
-    return None
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}"
-
-
-def _translated(
-    error: pydantic.ValidationError, value: Any, marks: Mapping[Path_, Any], places: Mapping[Path_, Any]
-) -> list[Problem]:
-    """pydantic's findings in our words, one a field."""
-    found: dict[str, Problem] = {}
-    for item in error.errors(include_url=False):
-        path = _real_path(item["loc"], value)
-        field = dotted(path)
-        key_error = item["type"] == "extra_forbidden"
-        place = (marks if key_error else places).get(path)
-        at = path
-        while place is None and at:
-            at = at[:-1]
-            place = marks.get(at)
-        if field not in found:
-            found[field] = Problem(field, _message(item, path), *(place or (None, None, None)))
-    return list(found.values())
-
-
-def _real_path(loc: tuple[int | str, ...], value: Any) -> Path_:
-    """The part of pydantic's location that exists in the document (unions add names of their branches)."""
-    path: list[str | int] = []
-    node = value
-    for i, part in enumerate(loc):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-            path.append(part)
-        elif isinstance(node, tuple) and isinstance(part, int) and part < len(node):
-            node = node[part]
-            path.append(part)
-        elif i == len(loc) - 1 and (isinstance(node, dict) or not path) and isinstance(part, str):
-            path.append(part)
-    return tuple(path)
-
-
-def _message(item: Any, path: Path_) -> str:
-    kind, given, ctx = item["type"], item["input"], item.get("ctx") or {}
-    shown = "nothing" if given is None else f"`{str(given).lower() if isinstance(given, bool) else given}`"
-    if len(shown) > 60:
-        shown = "what is given"
-    if kind == "missing":
-        return f"is missing: {_meaning(path)}"
-    if kind == "extra_forbidden":
-        return f"is no field here: {_nearest(str(path[-1]), _fields_at(path[:-1]))}"
-    if kind == "value_error":
-        return str(ctx.get("error", item["msg"]))
-    if kind == "literal_error":
-        allowed = [word.strip("'") for word in str(ctx["expected"]).replace(" or ", ", ").split(", ")]
-        near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.6)
-        hint = f": did you mean `{near[0]}`?" if near else ""
-        return f"{shown} is none of {', '.join(allowed)}{hint}"
-    wanted = {
-        "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "bool_type": "true or false",
-        "string_type": "text", "tuple_type": "a list, such as `[a, b]`", "dict_type": "a mapping", "model_type": "a mapping of its fields",
-        "model_attributes_type": "a mapping of its fields", "float_parsing": "a number", "int_parsing": "a whole number",
-    }.get(kind)  # fmt: skip
-    if kind in ("greater_than_equal", "less_than_equal"):
-        limit = ctx["ge"] if kind == "greater_than_equal" else ctx["le"]
-        return f"{shown} is too {'small' if kind == 'greater_than_equal' else 'large'}: {'at least' if kind == 'greater_than_equal' else 'at most'} {limit}"
-    if kind == "too_short":
-        return f"needs at least {ctx['min_length']} entry"
-    if wanted:
-        return f"{shown} should be {wanted}"
-    return f"{shown}: {item['msg']}"
-
-
-def _fields_at(path: Path_) -> list[str]:
-    kind: Any = Scenario
-    for part in path:
-        items = _items(kind)
-        if isinstance(part, int) and items is not None:
-            kind = items
-            continue
-        known = {name: field for model in _models(kind) for name, field in model.model_fields.items()}
-        if part not in known:
-            return []
-        kind = known[str(part)].annotation
-    return [name for model in _models(kind) for name in model.model_fields]
-
-
-def _meaning(path: Path_) -> str:
-    kind: Any = Scenario
-    text = "see `colossim schema`"
-    for part in path:
-        items = _items(kind)
-        if isinstance(part, int) and items is not None:
-            kind = items
-            continue
-        known = {name: field for model in _models(kind) for name, field in model.model_fields.items()}
-        if part not in known:
-            return text
-        kind, text = known[str(part)].annotation, known[str(part)].description or text
-    return text
-
-
-__all__ = ["Case", "build", "case_changes", "change_of", "load_scenario", "read"]
+def _unsettable(owner: Path_, path: str, places: Mapping[Path_, Place]) -> list[Problem]:
+    wrong = None if path.split(".")[0] in _LATER_ROOTS else wrong_path(Scenario, path)
+    if wrong is None and path.split(".")[0] in ("cases", "grid", "catalog"):
+        wrong = f"a variant cannot change `{path.split('.')[0]}`"
+    return (
+        []
+        if wrong is None
+        else [Problem(dotted((*owner, path)), wrong, *places.get((*owner, path), NOWHERE))]
+    )

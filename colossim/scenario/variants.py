@@ -3,67 +3,85 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from colossim.errors import Problem, ScenarioError
-from colossim.scenario.reader import Change, build, change_of, read
+from colossim.scenario.messages import NOWHERE
+from colossim.scenario.reader import Change, build, case_changes, change_of, read
 from colossim.scenario.schema import Measured, Scenario
 
+#: More variants than this are a mistake in a grid and not a study.
+MOST_VARIANTS = 10_000
 
-@dataclass(frozen=True)
-class Variant:
-    """One scenario of a file. label: what it is called; measured: what the real world gave."""
+
+class Variant(NamedTuple):
+    """One scenario of a file. label: what it is called.  measured: what the real world gave, if it did."""
 
     label: str
     scenario: Scenario
     measured: Measured | None
 
 
-def load_variants(source: str | Path, *, set: Iterable[str] = (), case: str | None = None) -> list[Variant]:
+def load_variants(source: str | Path, set: Iterable[str] = (), case: str | None = None) -> list[Variant]:
     """All variants of a scenario file: each case with each point of the grid; itself, if it has neither.
 
-    case: only the variants of the case of that name. Raises ScenarioError with the problems of all of them.
+    set: changes as `path=value` that every variant has.  case: only the variants of the case of that name.
+    Raises ScenarioError with the problems of all of them.
     """
     document, file = read(source)
     given = [change_of(text) for text in set]
     base = build(document, file, given)
+    if case is not None:
+        case_changes(document, file, case)
     cases: list[tuple[str, list[Change], Measured | None]] = []
     for i, entry in enumerate(base.cases):
-        changes: list[Change] = [
-            (path, value, (file, *document.marks.get(("cases", i, "set", path), (1, 1))))
-            for path, value in entry.set.items()
-        ]
-        cases.append((entry.name or str(i), changes, entry.measured))
-    if case is not None:
-        from colossim.scenario.reader import case_changes
-
-        case_changes(document, file, case)
-        cases = [item for item in cases if item[0] == case]
-    points: list[tuple[str, list[Change]]] = []
+        label = entry.name or str(i)
+        if case in (None, label):
+            changes = [
+                _change(base, file, path, ("cases", i, "set", path), value)
+                for path, value in entry.set.items()
+            ]
+            cases.append((label, changes, entry.measured))
     axes = [
-        [(path, value, (file, *document.marks.get(("grid", path, i), (1, 1)))) for i, value in enumerate(values)]
+        [_change(base, file, path, ("grid", path, i), value) for i, value in enumerate(values)]
         for path, values in base.grid.items()
     ]
-    for point in itertools.product(*axes):
-        label = ", ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value, _ in point)
-        points.append((label, list(point)))
-    if not cases and not base.grid:
+    count = max(1, len(cases)) * math.prod(len(axis) for axis in axes)
+    if count > MOST_VARIANTS:
+        message = f"spans {count:,} variants: at most {MOST_VARIANTS:,}"
+        raise base.located(ScenarioError([Problem("grid", message)]))
+    points = [(", ".join(map(_short, point)), list(point)) for point in itertools.product(*axes)]
+    if not cases and not axes:
         return [Variant(base.name, base, None)]
-    variants, problems = [], []
-    for (name, changes, measured), (label, more) in itertools.product(cases or [("", [], None)], points or [("", [])]):
+    variants: list[Variant] = []
+    problems: dict[Problem, str] = {}
+    for (name, changes, measured), (label, more) in itertools.product(cases or [("", [], None)], points):
         full = ", ".join(part for part in (name, label) if part)
         try:
             variants.append(Variant(full, build(document, file, [*changes, *more, *given]), measured))
         except ScenarioError as error:
-            problems += [Problem(p.field, f"{p.message} (in `{full}`)", p.file, p.line, p.column) for p in error.problems]
+            for problem in error.problems:
+                problems.setdefault(problem, full)
     if problems:
-        raise ScenarioError(problems)
+        raise ScenarioError(
+            Problem(p.field, f"{p.message} (in the variant `{first}`)", p.file, p.line, p.column)
+            for p, first in problems.items()
+        )
     return variants
 
 
-def _short(value: object) -> str:
+def _change(base: Scenario, file: str, path: str, at: tuple[str | int, ...], value: object) -> Change:
+    """A change of a case or the grid, with its place in the file."""
+    return path, value, base.place(".".join(map(str, at))) or (file, *NOWHERE[1:])
+
+
+def _short(change: Change) -> str:
+    """`tensor=4` for a change of job.parallelism.tensor."""
+    path, value, _ = change
+    name = path.rpartition(".")[2]
     if isinstance(value, bool):
-        return str(value).lower()
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+        return f"{name}={str(value).lower()}"
+    return f"{name}={list(value) if isinstance(value, tuple) else value}"

@@ -1,0 +1,227 @@
+"""What a run gives: numbers with their unit in their name, and the record that they come from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from colossim import __version__
+from colossim.engine.record import CATEGORIES, StepRecord
+from colossim.result.power import power_of
+from colossim.scenario.plan import Plan
+from colossim.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's numbers. Keys are those of `--json`; seconds, bytes, bytes/s, FLOP/s, W, J.
+
+    Per-GPU figures are per GPU in the job. breakdown_s: seconds of the rank class that computes longest, by what they
+    went to; they add up to step_time_s. links: a link class each. mix: what a job of several node types costs itself.
+    notes: keys of the scenario that changed nothing. record: the played step, for plots.
+    """
+
+    scenario: str
+    description: str
+    gpus: int
+    gpus_in_job: int
+    nodes: int
+    spares: dict[str, int]
+    seed: int
+    version: str
+    step_time_s: float
+    step_time_p99_s: float
+    tokens_per_step: float
+    tokens_per_s: float
+    tokens_per_s_per_gpu: float
+    model_flops_per_gpu: float
+    mfu: float
+    hfu: float
+    breakdown_s: dict[str, float]
+    bottleneck: dict[str, Any]
+    bound: str
+    memory_bytes: dict[str, float]
+    links: dict[str, dict[str, float]]
+    power_W: float
+    energy_per_step_J: float
+    time_to_train_s: float | None
+    assumptions: tuple[str, ...]
+    notes: tuple[str, ...]
+    mix: dict[str, Any] | None
+    classes: dict[str, int]
+    processes: int
+    events: int
+    setup_s: float
+    wall_s: float
+    peak_memory_bytes: float
+    fold: str
+    fold_rounds: int
+    aligned: bool
+    steps: tuple[dict[str, float], ...] = field(repr=False)
+    record: StepRecord = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, ready for JSON; the steps and the record stay out, and so do figures that were not asked for."""
+        left_out = {"steps", "record"}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to_json(self) -> str:
+        """`to_dict` as one JSON object."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False, default=list)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row a step. Needs pandas (the extra `frames`)."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.steps)).set_index("step")
+
+    def __str__(self) -> str:
+        from colossim.result.summary import text
+
+        return text(self)
+
+
+def build_result(
+    scenario: Scenario,
+    plan: Plan,
+    record: StepRecord,
+    *,
+    memory: dict[str, float],
+    model_flops_per_step: float,
+    hardware_flops_per_step: float,
+    peak_flops_per_gpu: float,
+    tokens_per_step: float,
+    classes: dict[str, int],
+    fold: str,
+    fold_rounds: int,
+    aligned: bool,
+    setup_s: float,
+    wall_s: float,
+    peak_memory_bytes: float,
+    assumptions: list[str],
+    notes: list[str],
+    mix: dict[str, Any] | None,
+) -> Result:
+    """Puts a played step into numbers. The step is deterministic, so every step of the run is like it."""
+    step = record.step_time
+    critical = record.timelines[record.critical]
+    breakdown = dict(zip(CATEGORIES, (float(s) for s in critical.seconds()), strict=True))
+    per_gpu = model_flops_per_step / step / plan.world
+    links = _links(record)
+    power = power_of(scenario, plan, record)
+    tokens = scenario.job.tokens
+    return Result(
+        scenario=scenario.name,
+        description=scenario.description,
+        gpus=plan.gpus,
+        gpus_in_job=plan.world,
+        nodes=sum(group.count for group in scenario.cluster.nodes),
+        spares=dict(plan.spares),
+        seed=scenario.run.seed,
+        version=__version__,
+        step_time_s=step,
+        step_time_p99_s=step,
+        tokens_per_step=tokens_per_step,
+        tokens_per_s=tokens_per_step / step,
+        tokens_per_s_per_gpu=tokens_per_step / step / plan.world,
+        model_flops_per_gpu=per_gpu,
+        mfu=per_gpu / peak_flops_per_gpu,
+        hfu=hardware_flops_per_step / step / plan.world / peak_flops_per_gpu,
+        breakdown_s=breakdown,
+        bottleneck={"stage": critical.stage, "stages": plan.pipeline, "hardware": critical.hardware},
+        bound=_bound(breakdown, links, step),
+        memory_bytes=memory,
+        links=links,
+        power_W=power.power,
+        energy_per_step_J=power.energy,
+        time_to_train_s=None if tokens is None else tokens / tokens_per_step * step,
+        assumptions=tuple(assumptions),
+        notes=tuple(notes),
+        mix=mix,
+        classes=classes,
+        processes=record.processes,
+        events=record.events,
+        setup_s=setup_s,
+        wall_s=wall_s,
+        peak_memory_bytes=peak_memory_bytes,
+        fold=fold,
+        fold_rounds=fold_rounds,
+        aligned=aligned,
+        steps=tuple(
+            {
+                "step": i,
+                "start_s": i * step,
+                "end_s": (i + 1) * step,
+                "step_time_s": step,
+                "tokens": tokens_per_step,
+                "tokens_per_s": tokens_per_step / step,
+                "mfu": per_gpu / peak_flops_per_gpu,
+            }
+            for i in range(scenario.run.steps)
+        ),
+        record=record,
+    )
+
+
+#: Above this many link classes those of a kind are one entry.
+_FEW = 64
+
+
+def _links(record: StepRecord) -> dict[str, dict[str, float]]:
+    """Link classes by name; classes of one kind are numbered, or joined (mean bytes, busiest share) when they are many."""
+    kinds: dict[str, list[int]] = {}
+    for i, use in enumerate(record.links):
+        kinds.setdefault(use.name, []).append(i)
+    entries = {}
+    for name, members in kinds.items():
+        uses = [record.links[i] for i in members]
+        if len(record.links) > _FEW:
+            count = sum(use.count for use in uses)
+            entries[name] = {
+                "count": count,
+                "capacity_Bps": min(use.capacity for use in uses),
+                "busy_fraction": max(use.busy for use in uses) / record.step_time,
+                "bytes_per_step": float(np.sum([use.bytes * use.count for use in uses])) / count,
+            }
+            continue
+        for number, use in enumerate(uses):
+            entries[name if len(uses) == 1 else f"{name} {number + 1}"] = {
+                "count": use.count,
+                "capacity_Bps": use.capacity,
+                "busy_fraction": use.busy / record.step_time,
+                "bytes_per_step": use.bytes,
+            }
+    return entries
+
+
+_CALLED = {
+    "compute": "kernels",
+    "tensor_comm": "tensor-parallel communication",
+    "context_comm": "context-parallel communication",
+    "expert_comm": "expert all-to-all",
+    "pipeline_comm": "pipeline transfers",
+    "pipeline_bubble": "the pipeline bubble",
+    "data_comm": "exposed gradient traffic",
+    "optimizer": "the optimizer",
+    "straggler": "waiting for slower ranks",
+    "other": "launching kernels",
+}
+
+
+def _bound(breakdown: dict[str, float], links: dict[str, dict[str, float]], step: float) -> str:
+    """One sentence: where the step goes, and which links are busiest."""
+    order = sorted(breakdown, key=lambda name: -breakdown[name])
+    shares = [f"{_CALLED[name]} {100 * breakdown[name] / step:.0f} %" for name in order[:3] if breakdown[name] > 0.005 * step]
+    load = {name: link["bytes_per_step"] / (link["capacity_Bps"] * step) for name, link in links.items()}
+    sentence = ", ".join(shares)
+    if load:
+        busiest = max(load, key=lambda name: load[name])
+        sentence += f"; the most loaded link ({busiest.rstrip('0123456789 ')}) carries {100 * load[busiest]:.0f} % of what it could"
+    return sentence

@@ -1,0 +1,178 @@
+"""A result for the terminal: a page that a person reads at a glance, in 80 columns, with or without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from colossim.units import format_compute, format_count, format_power, format_rate, format_share, format_size, format_time
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from colossim.result.result import Result
+
+_BAR = 30
+_LABELS = {
+    "compute": "compute",
+    "tensor_comm": "tensor comm",
+    "context_comm": "context comm",
+    "expert_comm": "expert comm",
+    "pipeline_comm": "pipeline comm",
+    "pipeline_bubble": "pipeline bubble",
+    "data_comm": "data comm",
+    "optimizer": "optimizer",
+    "straggler": "stragglers",
+    "other": "launches, other",
+}
+
+
+def bar(share: float, width: int = _BAR) -> str:
+    """A bar of block characters; whole when share is 1."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+
+
+def text(result: Result, width: int = 80) -> str:
+    """The summary as plain text."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    show(result, Console(file=out, width=width, color_system=None))
+    return out.getvalue().rstrip("\n")
+
+
+def show(result: Result, console: Console) -> None:
+    """Prints the summary."""
+    from rich.table import Table
+
+    console.print(f"[bold]{result.scenario}[/bold]", highlight=False)
+    spares = ", ".join(f"{count:,} {name}" for name, count in result.spares.items())
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("step time", f"[bold]{format_time(result.step_time_s)}[/bold]")
+    facts.add_row(
+        "throughput",
+        f"[bold]{format_count(result.tokens_per_s)} tokens/s[/bold]  ({result.tokens_per_s_per_gpu:,.0f} a GPU)",
+    )
+    facts.add_row(
+        "MFU",
+        f"[bold]{format_share(result.mfu)}[/bold]  ({format_compute(result.model_flops_per_gpu)} a GPU; HFU {format_share(result.hfu)})",
+    )
+    in_job = f"{result.gpus_in_job:,} of {result.gpus:,} in the job"
+    facts.add_row("GPUs", in_job + (f"; spare nodes: {spares}" if spares else ""))
+    memory = result.memory_bytes
+    facts.add_row(
+        "memory",
+        f"{format_size(memory['peak'])} of {format_size(memory['capacity'])} on the fullest GPU (stage {memory['stage']:.0f})",
+    )
+    facts.add_row("power", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step")
+    if result.time_to_train_s is not None:
+        facts.add_row("time to train", format_time(result.time_to_train_s))
+    console.print(facts, highlight=False)
+    console.print()
+    console.print(_breakdown(result), highlight=False)
+    console.print()
+    console.print(_links(result), highlight=False)
+    console.print()
+    console.print(f"[bold]Bound by[/bold] {result.bound}.", highlight=False, soft_wrap=False)
+    if result.mix is not None:
+        console.print(f"[bold]Mixed[/bold] {_mix(result.mix, result.step_time_s)}", highlight=False)
+    for title, lines in (("Assumed", result.assumptions), ("Note", result.notes)):
+        for line in lines:
+            console.print(f"[dim]{title}:[/dim] {line}", highlight=False)
+    console.print(
+        f"[dim]Simulated with {result.processes:,} processes and {result.events:,} events "
+        f"({result.fold} fold): set-up {format_time(result.setup_s)}, events {format_time(result.wall_s)}.[/dim]",
+        highlight=False,
+    )
+
+
+def _breakdown(result: Result) -> Any:
+    from rich.table import Table
+
+    place = result.bottleneck
+    where = f"stage {place['stage']} of {place['stages']}" if place["stages"] > 1 else "the step"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(f"where {where} spends it", no_wrap=True)
+    table.add_column("time", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("", no_wrap=True)
+    for name, seconds in sorted(result.breakdown_s.items(), key=lambda item: -item[1]):
+        share = seconds / result.step_time_s
+        if share >= 0.0005:
+            table.add_row(_LABELS[name], format_time(seconds), format_share(share), bar(share))
+    return table
+
+
+def _links(result: Result) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("links", no_wrap=True)
+    for title in ("count", "capacity", "a step", "load", "busy"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, link in by_kind(result.links).items():
+        load = link["bytes_per_step"] / (link["capacity_Bps"] * result.step_time_s)
+        table.add_row(
+            name,
+            f"{link['count']:,.0f}",
+            format_rate(link["capacity_Bps"]),
+            format_size(link["bytes_per_step"]),
+            format_share(load),
+            format_share(link["busy_fraction"]),
+        )
+    return table
+
+
+def by_kind(links: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Link classes of a kind and capacity as one row: the busiest one's figures, all their links."""
+    rows: dict[tuple[str, float], dict[str, float]] = {}
+    for name, link in links.items():
+        key = (name.rstrip("0123456789 "), link["capacity_Bps"])
+        known = rows.get(key)
+        if known is None:
+            rows[key] = dict(link)
+            continue
+        count = known["count"] + link["count"]
+        if link["bytes_per_step"] > known["bytes_per_step"]:
+            known.update(link)
+        known["count"] = count
+    names = [kind for kind, _ in rows]
+    return {
+        kind if names.count(kind) == 1 else f"{kind} ({format_rate(capacity)})": row for (kind, capacity), row in rows.items()
+    }
+
+
+def _mix(mix: dict[str, Any], step: float) -> str:
+    parts = [
+        f"{kind} computes {format_time(row['compute_s'])} and waits {format_time(row['waits_for_slower_s'])} for slower ranks"
+        for kind, row in mix["types"].items()
+    ]
+    return f"job: {mix['pace']} sets the pace; " + "; ".join(parts) + "."
+
+
+def show_variants(rows: Sequence[tuple[str, Result, float | None]], console: Console) -> None:
+    """One row a variant: (label, result, measured step time in s or None)."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("case", overflow="fold")
+    measured = any(m is not None for _, _, m in rows)
+    for title in ("GPUs", "step", "tokens/s", "a GPU", "MFU", "bubble", *(("measured", "error") if measured else ())):
+        table.add_column(title, justify="right", no_wrap=True)
+    for label, result, real in rows:
+        cells = [
+            f"{result.gpus_in_job:,}",
+            format_time(result.step_time_s),
+            format_count(result.tokens_per_s),
+            f"{result.tokens_per_s_per_gpu:,.0f}",
+            format_share(result.mfu),
+            format_share(result.breakdown_s["pipeline_bubble"] / result.step_time_s),
+        ]
+        if measured:
+            cells += ["", ""] if real is None else [format_time(real), f"{100 * (result.step_time_s / real - 1):+.1f} %"]
+        table.add_row(label, *cells)
+    console.print(table, highlight=False)

@@ -1,0 +1,79 @@
+"""What the user wrote and what changed nothing, with the reason."""
+
+from __future__ import annotations
+
+from colossim.scenario.plan import Plan
+from colossim.scenario.schema import Scenario
+
+
+def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
+    """Notes on keys that the user wrote and that changed nothing, such as "`run.seed` had no effect: ..."."""
+    job, par, fabric = scenario.job, scenario.job.parallelism, scenario.cluster.fabric
+    overlap, model = job.overlap, job.model
+    alone = "there is one replica"
+    silent = [
+        ("job.overlap.expert", overlap.expert and not model.experts, "the model has no experts"),
+        (
+            "job.overlap.expert",
+            overlap.expert and model.experts and plan.expert == 1,
+            "each rank holds all experts",
+        ),
+        (
+            "job.overlap.expert",
+            overlap.expert and model.experts and plan.expert > 1 and not model.shared_ffn,
+            "no shared MLP could hide the all-to-all",
+        ),
+        ("job.overlap.tensor", overlap.tensor and par.tensor == 1, "tensor parallelism is 1"),
+        (
+            "job.overlap.tensor",
+            overlap.tensor and par.tensor > 1 and not job.software.tensor_overlap,
+            f"{job.software.name} hides no part of a tensor collective",
+        ),
+        ("job.overlap.pipeline", par.pipeline == 1, "there is one stage"),
+        ("job.overlap.data", plan.replica_group == 1, alone),
+        ("job.bucket", plan.replica_group == 1, alone),
+        (
+            "job.bucket",
+            plan.replica_group > 1 and not overlap.data,
+            "gradients are reduced after the backward pass, in one piece",
+        ),
+        ("job.parallelism.sequence", par.sequence and par.tensor == 1, "tensor parallelism is 1"),
+        ("job.parallelism.sharding", par.sharding != "none" and plan.replica_group == 1, alone),
+        (
+            "job.recompute",
+            job.recompute == "selective" and job.software.attention == "flash",
+            "flash attention keeps no scores to compute again",
+        ),
+        (
+            "job.collectives_algorithm",
+            plan.world <= min(group.type.gpus for group in scenario.cluster.nodes),
+            "the job sits in one node",
+        ),
+        (
+            "cluster.fabric.paths_per_flow",
+            fabric.routing == "adaptive",
+            "adaptive routing uses all paths",
+        ),
+        (
+            "cluster.fabric.blocks_per_zone",
+            fabric.tiers < 4,
+            f"a fabric of {fabric.tiers} tiers has no zones",
+        ),
+        (
+            "cluster.fabric.pods_per_block",
+            fabric.tiers < 3,
+            f"a fabric of {fabric.tiers} tiers has one block",
+        ),
+        *(
+            (
+                f"cluster.fabric.oversubscription.{i}",
+                True,
+                f"{fabric.tiers} tiers have {fabric.tiers - 1} boundaries",
+            )
+            for i in range(fabric.tiers - 1, 3)
+        ),
+        ("run.seed", True, "nothing is drawn at random in this run"),
+    ]
+    return [
+        f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)
+    ]

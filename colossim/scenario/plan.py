@@ -1,0 +1,44 @@
+"""The layout of a job on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layout of the job.
+
+    gpus: of the cluster.  world: ranks.  spares: (node type, nodes) that no rank uses.
+    tensor, context, pipeline, expert, data: sizes of the parallelisms.  chunks: model chunks a stage.
+    micro_batches: of a replica and step.  micro_batch: its sequences.  sequence: tokens of a sequence.
+    tokens: of a rank's micro-batch.  order: axes, fastest-varying first.  axes: their sizes; `expert` and `data`
+    split the replicas.  expert_context: consecutive contexts that an expert group spans as well.
+    """
+
+    gpus: int
+    world: int
+    spares: tuple[tuple[str, int], ...]
+    tensor: int
+    context: int
+    pipeline: int
+    chunks: int
+    expert: int
+    data: int
+    micro_batches: int
+    micro_batch: int
+    sequence: int
+    tokens: int
+    order: tuple[str, ...]
+    axes: dict[str, int]
+    expert_context: int
+
+    @property
+    def replica_group(self) -> int:
+        """Ranks that hold the same dense parameters: data x context."""
+        return self.data * self.context
+
+    @property
+    def expert_group(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.data * self.context // self.expert

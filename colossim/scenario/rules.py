@@ -1,0 +1,130 @@
+"""Rules that join several fields of a job: what cannot be cut, and what would be right.
+
+Each rule tells `report(field, message)`; nothing is raised, so that all of them speak at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from colossim.scenario.schema import JobSpec, Scenario
+
+Report = Callable[[str, str], None]
+
+#: Arrays of a cluster cost about 1.5 kB a GPU; beyond this they leave the memory of a workstation.
+MOST_GPUS = 10_000_000
+
+
+def check(scenario: Scenario, report: Report) -> None:
+    """All rules that don't need the number of replicas."""
+    job = scenario.job
+    _check_size(scenario, report)
+    _check_model(job, report)
+    _check_tensor(job, report)
+    _check_stages(job, report)
+    _check_experts(job, report)
+    _check_sequence(job, report)
+
+
+def _check_size(scenario: Scenario, report: Report) -> None:
+    gpus, precision = scenario.cluster.gpus, scenario.job.precision
+    if gpus > MOST_GPUS:
+        report("cluster.nodes", f"{gpus:,} GPUs are more than can be laid out: at most {MOST_GPUS:,}")
+    for index, group in enumerate(scenario.cluster.nodes):
+        gpu = group.type.gpu
+        known = sorted(set(gpu.peak) & set(gpu.gemm))
+        if precision not in known:
+            report(
+                "job.precision",
+                f"{precision}: the {gpu.name} of cluster.nodes.{index} has {', '.join(known)}",
+            )
+
+
+def _check_model(job: JobSpec, report: Report) -> None:
+    model = job.model
+    if model.heads % model.kv_heads:
+        would = near_divisors(model.heads, model.kv_heads)
+        report("job.model.kv_heads", f"{model.kv_heads} does not divide {model.heads} heads: {would} would")
+    if model.experts:
+        if not 1 <= model.experts_per_token <= model.experts:
+            message = f"a token visits between 1 and {model.experts} experts, not {model.experts_per_token}"
+            report("job.model.experts_per_token", message)
+        if not model.expert_ffn:
+            report("job.model.expert_ffn", "a model with experts says how wide one is")
+        if model.dense_layers >= model.layers:
+            message = f"{model.dense_layers} of {model.layers} layers leave none with experts: set experts: 0"
+            report("job.model.dense_layers", message)
+    if not model.ffn and (model.dense_layers or not model.experts):
+        report("job.model.ffn", "layers without experts have an MLP: say how wide")
+    if model.positions and job.sequence_length > model.positions:
+        message = f"{job.sequence_length:,} tokens: `{model.name}` has {model.positions:,} learned positions"
+        report("job.sequence_length", message)
+
+
+def _check_tensor(job: JobSpec, report: Report) -> None:
+    model, tensor = job.model, job.parallelism.tensor
+    field = "job.parallelism.tensor"
+    if model.heads % tensor:
+        would = near_divisors(model.heads, tensor)
+        report(field, f"{tensor} does not divide {model.heads} heads: {would} would")
+    if model.kv_heads % tensor and tensor % model.kv_heads:
+        report(field, f"{tensor} and {model.kv_heads} key/value heads: one must divide the other")
+    for name in ("ffn", "expert_ffn", "shared_ffn"):
+        width = getattr(model, name)
+        if width % tensor:
+            report(
+                field,
+                f"{tensor} does not divide the {name} of {width:,}: {near_divisors(width, tensor)} would",
+            )
+
+
+def _check_stages(job: JobSpec, report: Report) -> None:
+    par, layers = job.parallelism, job.model.layers
+    stages, chunks = par.pipeline, par.virtual_pipeline
+    if par.schedule == "interleaved":
+        if stages == 1:
+            report("job.parallelism.schedule", "interleaved needs a pipeline of at least 2 stages: use 1f1b")
+        if chunks == 1:
+            message = "interleaved needs at least 2 chunks a stage: set it, or schedule: 1f1b"
+            report("job.parallelism.virtual_pipeline", message)
+    elif chunks > 1:
+        message = f"{par.schedule} has one chunk a stage: set 1, or schedule: interleaved"
+        report("job.parallelism.virtual_pipeline", message)
+    if layers % (stages * chunks):
+        what = f"{stages} stages" + (f" x {chunks} chunks" if chunks > 1 else "")
+        would = near_divisors(layers, stages * chunks)
+        unit = "stages x chunks" if chunks > 1 else "stages"
+        report("job.parallelism.pipeline", f"{what} do not divide {layers} layers: {would} {unit} would")
+
+
+def _check_experts(job: JobSpec, report: Report) -> None:
+    model, expert = job.model, job.parallelism.expert
+    if expert > 1 and not model.experts:
+        report("job.parallelism.expert", f"{expert}: the model `{model.name}` has no experts; set 1")
+    elif model.experts % expert:
+        would = near_divisors(model.experts, expert)
+        report("job.parallelism.expert", f"{expert} does not divide {model.experts} experts: {would} would")
+
+
+def _check_sequence(job: JobSpec, report: Report) -> None:
+    par, length = job.parallelism, job.sequence_length
+    pieces = 2 * par.context
+    if par.context > 1 and length % pieces:
+        would = length // pieces * pieces or pieces
+        message = (
+            f"{length:,} tokens do not divide into 2 x {par.context} balanced causal pieces: {would:,} would"
+        )
+        report("job.sequence_length", message)
+    elif par.sequence and length * job.micro_batch // par.context % par.tensor:
+        step = par.context * par.tensor
+        would = length // step * step or step
+        message = (
+            f"{length:,} tokens do not divide among {par.tensor} sequence-parallel ranks: {would:,} would"
+        )
+        report("job.sequence_length", message)
+
+
+def near_divisors(number: int, near: int) -> str:
+    """The three divisors of a number around `near`, as text."""
+    every = {d for low in range(1, int(number**0.5) + 1) if number % low == 0 for d in (low, number // low)}
+    return ", ".join(str(d) for d in sorted(sorted(every, key=lambda d: (abs(d - near), d))[:3]))
