@@ -120,7 +120,7 @@ def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = 
     """
     static = _static(traffic, bundles)
     rank, ranks = _colours(_mix(traffic.stage, 1) + _mix(traffic.hardware, 2))
-    groups = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
+    groups: list[Ints] = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
     counts: tuple[int, ...] = ()
     link_signature = static.capacity
     rounds = 0
@@ -192,14 +192,15 @@ def _set_hash(items: Hashes, members: Ints) -> Hashes:
         ordered = np.sort(items[members], axis=1)
         fresh = np.ones(ordered.shape, dtype=bool)
         fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        return np.where(fresh, _mix(ordered, 51), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        hashes: Hashes = np.where(fresh, _mix(ordered, 51), np.uint64(0))
+        return np.asarray(hashes.sum(axis=1, dtype=np.uint64))
     colours, many = _colours(items)
     if groups * many <= 8 * members.size + 4096:
         present = np.zeros((groups, many), dtype=bool)
         present[np.arange(groups)[:, None], colours[members]] = True
         values = np.zeros(many, np.uint64)
         values[colours] = items
-        return np.where(present, _mix(values, 51), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        return np.asarray(np.where(present, _mix(values, 51), np.uint64(0)).sum(axis=1, dtype=np.uint64))
     return _set_rows(np.repeat(np.arange(groups), n), items[members].ravel(), groups)
 
 
@@ -454,7 +455,8 @@ def _link_rows(
     group_class, link_class = np.concatenate(classes), np.concatenate(found)
     key, inverse = np.unique(group_class.astype(np.int64) * max(1, link_first.size) + link_class, return_inverse=True)
     width = max(1, link_first.size)
-    return key // width, key % width, np.bincount(inverse, weights=np.concatenate(weights), minlength=key.size)
+    summed = np.bincount(inverse, weights=np.concatenate(weights), minlength=key.size).astype(np.float64)
+    return key // width, key % width, summed
 
 
 def _group_classes(

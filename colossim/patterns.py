@@ -11,6 +11,7 @@ Every function works on arrays over all groups; none loops over ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, Routes
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Ints = NDArray[Any]
 LEVELS = (1, 2, 3)
 
 
@@ -108,7 +109,8 @@ class _Edges:
                 one = np.ones(who.size)
                 self.add(who, cluster.bundle_offset(level, False) + member_of(out), one)
                 self.add(who, cluster.bundle_offset(level, True) + member_of(into), one)
-        return ~relayed & (routes.level > 0)
+        own: NDArray[np.bool_] = ~relayed & (routes.level > 0)
+        return own
 
     def rows(self) -> tuple[Ints, Ints, Floats]:
         if not self._rows:
@@ -405,4 +407,5 @@ def _rail_messages(
     in_pod = np.bincount(pod_of, weights=on_leaf)[pod_of]
     rail_key = whose * rails + rail[first]
     on_rail = np.bincount(rail_key, weights=on_leaf, minlength=groups * rails)[rail_key]
-    return which, in_pod * (on_rail - on_leaf), which, on_leaf * (n - in_pod), whose
+    up, down = in_pod * (on_rail - on_leaf), on_leaf * (n - in_pod)
+    return which, up.astype(np.float64), which, down.astype(np.float64), whose

@@ -243,7 +243,6 @@ class Compiler:
     def _body(
         self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass, posted: frozenset[tuple[str, int]]
     ) -> tuple[tuple[Step, ...], frozenset[tuple[str, int]]]:
-        ops = self._with_host(ops, host, exponent, rank)
         in_flight = dict(posted)
         steps: list[Step] = []
         parts: list[Part] = []
@@ -257,7 +256,7 @@ class Compiler:
                 parts.clear()
             meeting = -1
 
-        for op in ops:
+        for op in self._with_host(ops, host, exponent, rank):
             quiet = not (self.slowdown and in_flight)
             if isinstance(op, Compute | _Host):
                 seconds, category = self._kernel(op, rank)

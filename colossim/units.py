@@ -27,14 +27,14 @@ def _table(units: dict[str, float], prefixes: dict[str, float]) -> dict[str, flo
 class Kind:
     """A kind of quantity.
 
-    units: text to SI factor.  example: a text that is right.  unit_for_fix: the unit that an error proposes.
+    units: text to SI factor.  example: a text that is right.  common: units that an error proposes.
     bare: factor of a number alone; None where a unit is due.  most: largest SI value, and how to write it.
     """
 
     name: str
     units: dict[str, float]
     example: str
-    unit_for_fix: str
+    common: tuple[str, ...]
     bare: float | None = None
     most: float = math.inf
     most_text: str = ""
@@ -57,7 +57,7 @@ class Kind:
         """SI value of a number without a unit. Raises ValueError where a unit is due."""
         if self.bare is None:
             raise ValueError(
-                f"`{number:g}` has no unit: write `{number:g} {self.unit_for_fix}`, or as in `{self.example}`"
+                f"`{number:g}` has no unit: write {_or([f'{number:g} {unit}' for unit in self.common])}"
             )
         return self._bounded(number * self.bare, f"{number:g}")
 
@@ -88,12 +88,12 @@ def _or(words: list[str]) -> str:
     return " or ".join(f"`{word}`" for word in words)
 
 
-SIZE = Kind("size", _table({"B": 1.0, "b": 0.125}, _PREFIXES), "80 GiB", "GB")
+SIZE = Kind("size", _table({"B": 1.0, "b": 0.125}, _PREFIXES), "80 GiB", ("GB", "GiB"))
 RATE = Kind(
     "rate",
     _table({"B/s": 1.0, "b/s": 0.125, "Bps": 1.0, "bps": 0.125}, _PREFIXES),
     "400 Gb/s",
-    "GB/s",
+    ("GB/s", "Gb/s"),
 )
 TIME = Kind(
     "time",
@@ -109,12 +109,12 @@ TIME = Kind(
         "w": 604800.0,
     },
     "30 min",
-    "s",
+    ("s", "ms", "us"),
 )
-POWER = Kind("power", _table({"W": 1.0}, _DECIMAL), "700 W", "W")
-COMPUTE = Kind("compute rate", _table({"FLOP/s": 1.0, "FLOPS": 1.0}, _DECIMAL), "989 TFLOP/s", "TFLOP/s")
-SHARE = Kind("share", {"%": 0.01}, "1.5 %", "%", bare=1.0, most=1.0, most_text="100 %")
-COUNT = Kind("count", {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "15T", "T", bare=1.0)
+POWER = Kind("power", _table({"W": 1.0}, _DECIMAL), "700 W", ("W", "kW"))
+COMPUTE = Kind("compute rate", _table({"FLOP/s": 1.0, "FLOPS": 1.0}, _DECIMAL), "989 TFLOP/s", ("TFLOP/s",))
+SHARE = Kind("share", {"%": 0.01}, "1.5 %", ("%",), bare=1.0, most=1.0, most_text="100 %")
+COUNT = Kind("count", {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "15T", ("T",), bare=1.0)
 
 parse_size: Callable[[str], float] = SIZE.parse
 parse_rate: Callable[[str], float] = RATE.parse

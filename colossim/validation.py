@@ -38,7 +38,7 @@ def validate(source: str | None = None, progress: Progress | None = None) -> dic
     distrusted, count too. Raises ScenarioError if the source isn't known.
     """
     names = published() if source is None else [source]
-    cases = []
+    cases: list[dict[str, Any]] = []
     work = []
     for name in names:
         own = [v for v in load_variants(name) if v.measured is not None and v.measured.step_time is not None]

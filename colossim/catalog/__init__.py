@@ -37,13 +37,35 @@ def entry(kind: str, name: str, extra: Extra | None = None) -> dict[str, Any]:
     """The fields of an entry, as written. Raises ValueError with the nearest name if there is none."""
     own = (extra or {}).get(kind, {})
     if name in own:
-        return {"name": name, **own[name]}
+        # its own `base` may be an entry of the same name that ships
+        others = {**(extra or {}), kind: {key: item for key, item in own.items() if key != name}}
+        return {**based(kind, own[name], others), "name": name}
     known = names(kind, extra)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
         raise ValueError(f"`{name}` is not in the catalogue of {kind}: {hint}")
     return {"name": name, **_shipped(kind, name)}
+
+
+def based(kind: str, fields: dict[str, Any], extra: Extra | None = None) -> dict[str, Any]:
+    """Fields with their `base: NAME` filled in, mappings field by field. Raises ValueError if it is wrong."""
+    if "base" not in fields:
+        return fields
+    base = fields["base"]
+    if not isinstance(base, str):
+        raise ValueError(f"`base` is a name of the catalogue of {kind}, and the fields beside it are changes")
+    return _changed(entry(kind, base, extra), {key: item for key, item in fields.items() if key != "base"})
+
+
+def _changed(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    result = dict(fields)
+    for key, item in changes.items():
+        old = result.get(key)
+        if isinstance(item, dict) and "base" not in item and isinstance(old, str | dict):
+            item = {"base": old, **item} if isinstance(old, str) else _changed(old, item)
+        result[key] = item
+    return result
 
 
 @cache

@@ -31,7 +31,8 @@ class Quantity:
         if isinstance(value, str):
             number = kind.parse(value)
         elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"expected a {kind.name} such as `{kind.example}`")
+            given = "has no value" if value is None else "should be text or a number"
+            raise ValueError(f"{given}: write a {kind.name} such as `{kind.example}`")
         else:
             number = kind.bare_value(value)
         if number == 0 and not self.zero:
@@ -61,15 +62,12 @@ class Named:
 
     def look_up(self, value: Any, info: ValidationInfo) -> Any:
         """The fields of what the user wrote. Raises ValueError with the nearest name of the catalogue."""
-        from colossim.catalog import entry
+        from colossim.catalog import based, entry
 
         extra = (info.context or {}).get("catalog", {})
         if isinstance(value, str):
             return entry(self.kind, value, extra)
-        if isinstance(value, dict) and isinstance(value.get("base"), str):
-            changes = {key: item for key, item in value.items() if key != "base"}
-            return {**entry(self.kind, value["base"], extra), **changes}
-        return value
+        return based(self.kind, value, extra) if isinstance(value, dict) else value
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

@@ -210,12 +210,12 @@ class Model(Entry):
         if isinstance(data, dict):
             data = dict(data)
             heads, hidden = data.get("heads"), data.get("hidden")
-            if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
-                data.setdefault("kv_heads", heads)
-                if hidden % heads == 0:
-                    data.setdefault("head_size", hidden // heads)
-            if isinstance(hidden, int):
-                data.setdefault("ffn", 4 * hidden)
+            sound = isinstance(heads, int) and isinstance(hidden, int) and heads > 0 and hidden > 0
+            # what follows from a wrong field is filled in, so that only the wrong field is complained about
+            data.setdefault("kv_heads", heads if sound else 1)
+            data.setdefault("ffn", 4 * hidden if sound else 1)
+            if not sound or hidden % heads == 0:
+                data.setdefault("head_size", hidden // heads if sound else 1)
         return data
 
     @property

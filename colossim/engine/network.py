@@ -21,7 +21,7 @@ import simpy
 #: Deadlines this close (relative to now) are one instant: differences of an ulp must not multiply events.
 _SAME_INSTANT = 1e-13
 #: SimPy orders events of one instant by priority; 0 and 1 are its own.
-_LAST = 2
+_LAST: Any = 2
 #: Components with more activities than this are filled with numpy.
 _CROWD = 40
 

@@ -192,6 +192,12 @@ class Member:
         self._flying: dict[Activity, None] = {}
         self._computing = False
 
+    def _group(self, channel: int, role: int = 0) -> Group:
+        """Its group of a channel that its program uses."""
+        group = self.groups[channel][role]
+        assert group is not None
+        return group
+
     # -- what it remembers -------------------------------------------------------------------------------------------
     def log_span(self, start: float, end: float, category: int) -> None:
         if self.recorded and end > start:
@@ -201,15 +207,13 @@ class Member:
     def play(self, index: int, legs: tuple[Leg, ...]) -> Generator[simpy.Event, Any, None]:
         """The SimPy process of the class. index: of the class in the quotient."""
         env = self.network.env
-        own = [roles[0] for roles in self.groups]
         posted: dict[str, tuple[Call, int]] = {}
         counts = self._counts
         for number, leg in enumerate(legs):
             self._leg = number
             key = (leg.micro_batch, leg.chunk)
             for step in leg.steps:
-                kind = type(step)
-                if kind is Alone:
+                if isinstance(step, Alone):
                     segment = step.segment
                     if segment.bytes:
                         self._book(segment, index)
@@ -217,38 +221,38 @@ class Member:
                         self.segments.append((env.now, segment, number))
                     self.computed += segment.compute
                     yield env.timeout(segment.seconds)
-                elif kind is Fetch:
-                    call = self.groups[step.channel][1].call(key)
+                elif isinstance(step, Fetch):
+                    call = self._group(step.channel, 1).call(key)
                     if call.ended is None:
                         start = env.now
                         yield call.wait(env)
                         self._log_wait(start, call, BUBBLE, BOUNDARY)
-                elif kind is Ship:
-                    call = own[step.channel].arrive((leg.micro_batch, leg.chunk + step.chunk), step.timing)
+                elif isinstance(step, Ship):
+                    call = self._group(step.channel).arrive((leg.micro_batch, leg.chunk + step.chunk), step.timing)
                     if step.blocking and call.ended is None:
                         start = env.now
                         yield call.wait(env)
                         self._log_wait(start, call, BUBBLE, BOUNDARY)
-                elif kind is Blocking:
-                    group = own[step.channel]
+                elif isinstance(step, Blocking):
+                    group = self._group(step.channel)
                     counts[step.channel] += 1
                     call = group.arrive(counts[step.channel], step.timing, step.exposed)
                     start = env.now
                     if call.ended is None:
                         yield call.wait(env)
                         self._log_wait(start, call, STRAGGLER, step.category)
-                elif kind is Meeting:
+                elif isinstance(step, Meeting):
                     counts[step.channel] += 1
-                    yield own[step.channel].meet(counts[step.channel], self, step.segment)
-                elif kind is Slowed:
+                    yield self._group(step.channel).meet(counts[step.channel], self, step.segment)
+                elif isinstance(step, Slowed):
                     start = env.now
                     yield self._compute(step.seconds)
                     self.computed += step.seconds
                     self.log_span(start, start + step.seconds, step.category)
                     self.log_span(start + step.seconds, env.now, DATA)
-                elif kind is Start:
+                elif isinstance(step, Start):
                     counts[step.channel] += 1
-                    call = own[step.channel].arrive(counts[step.channel], step.timing)
+                    call = self._group(step.channel).arrive(counts[step.channel], step.timing)
                     posted[step.tag] = (call, step.category)
                 else:
                     call, category = posted.pop(step.tag)
@@ -267,7 +271,7 @@ class Member:
 
     def _book(self, segment: Segment, index: int) -> None:
         for channel, size in segment.bytes:
-            group = self.groups[channel][0]
+            group = self._group(channel)
             if group.leader == index:
                 group.bytes += size
                 if group.watched:

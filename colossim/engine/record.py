@@ -51,7 +51,8 @@ class Timeline:
 
     def seconds(self) -> Floats:
         """(categories,) seconds spent in each category; they add up to the step."""
-        return np.bincount(self.category, weights=self.end - self.start, minlength=len(CATEGORIES))
+        spent = np.bincount(self.category, weights=self.end - self.start, minlength=len(CATEGORIES))
+        return spent.astype(np.float64)
 
 
 @dataclass(frozen=True)

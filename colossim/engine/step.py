@@ -9,9 +9,9 @@ import simpy
 
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, STRAGGLER, Group, Member
-from colossim.engine.record import CATEGORIES, Floats, LinkUse, StepRecord, Timeline
+from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.fold import LinkClass, Quotient
-from colossim.segments import Leg
+from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS
 
 #: Channels whose transfers run beside kernels and slow them.
@@ -114,19 +114,19 @@ def _watched(quotient: Quotient) -> set[int]:
 
 def _timeline(member: Member, legs: tuple[Leg, ...], names: tuple[str, ...], step_time: float, pipeline: bool) -> Timeline:
     """Segments laid out part by part, waits between them, and the final barrier."""
-    rows: list[tuple[Floats, Floats, np.ndarray, np.ndarray]] = []
-    by_segment: dict[int, tuple[object, list[float], list[int]]] = {}
-    for start, segment, leg in member.segments:
+    rows: list[tuple[Floats, Floats, Ints, Ints]] = []
+    by_segment: dict[int, tuple[Segment, list[float], list[int]]] = {}
+    for begun, segment, number in member.segments:
         _, starts, where = by_segment.setdefault(id(segment), (segment, [], []))
-        starts.append(start)
-        where.append(leg)
+        starts.append(begun)
+        where.append(number)
     for segment, starts, where in by_segment.values():
         seconds = np.array([part.seconds for part in segment.parts])
         offsets = np.cumsum(seconds) - seconds
         begin = np.add.outer(np.array(starts), offsets)
         category = np.broadcast_to(np.array([part.category for part in segment.parts]), begin.shape)
-        number = np.broadcast_to(np.array(where)[:, None], begin.shape)
-        rows.append((begin.ravel(), (begin + seconds).ravel(), category.ravel(), number.ravel()))
+        place = np.broadcast_to(np.array(where)[:, None], begin.shape)
+        rows.append((begin.ravel(), (begin + seconds).ravel(), category.ravel(), place.ravel()))
     spans = list(member.spans)
     if member.end < step_time:
         spans.append((member.end, step_time, BUBBLE if pipeline else STRAGGLER, len(legs) - 1))
@@ -139,8 +139,8 @@ def _timeline(member: Member, legs: tuple[Leg, ...], names: tuple[str, ...], ste
     # Sums of parts and the event clock differ by rounding: each interval begins where the last one ended.
     start = np.concatenate(([0.0], end[:-1]))
     keep = end > start
-    table = np.array([(leg.direction, leg.micro_batch, leg.chunk) for leg in legs], dtype=np.int64)
-    where = table[leg[keep]]
+    passes = np.array([(x.direction, x.micro_batch, x.chunk) for x in legs], dtype=np.int64)
+    shown = passes[leg[keep]]
     return Timeline(
         stage=member.kind.stage,
         hardware=names[member.kind.hardware],
@@ -149,9 +149,9 @@ def _timeline(member: Member, legs: tuple[Leg, ...], names: tuple[str, ...], ste
         start=start[keep],
         end=end[keep],
         category=category[keep].astype(np.int64),
-        direction=where[:, 0],
-        micro_batch=where[:, 1],
-        chunk=where[:, 2],
+        direction=shown[:, 0],
+        micro_batch=shown[:, 1],
+        chunk=shown[:, 2],
     )
 
 
@@ -169,15 +169,16 @@ def _link_uses(
     passing: list[list[tuple[Group, float]]] = [[] for _ in quotient.passive]
     for classes in groups:
         for group in classes:
-            for link, weight in group.kind.links:
-                touching[link].append((group, weight))
-            for link, weight in group.kind.passive:
-                passing[link].append((group, weight))
+            for index, weight in group.kind.links:
+                touching[index].append((group, weight))
+            for index, weight in group.kind.passive:
+                passing[index].append((group, weight))
     uses = []
     for i, link in enumerate(quotient.links):
         uses.append(_link_use(link, touching[i], log_of if i in watched else None, step_time))
     for i, link in enumerate(quotient.passive):
-        uses.append(_link_use(link, passing[i], log_of, step_time))
+        if passing[i]:
+            uses.append(_link_use(link, passing[i], log_of, step_time))
     return tuple(uses)
 
 
@@ -185,7 +186,7 @@ def _throughput(group: Group) -> tuple[Floats, Floats, Floats]:
     """(intervals,) start, end and bytes/s of an edge of the group."""
     rows = [np.array(group.log or np.zeros((0, 3)), dtype=np.float64)]
     channel = group.kind.channel
-    by_segment: dict[int, tuple[object, list[float]]] = {}
+    by_segment: dict[int, tuple[Segment, list[float]]] = {}
     for start, segment in group.segments:
         by_segment.setdefault(id(segment), (segment, []))[1].append(start)
     for segment, starts in by_segment.values():
@@ -228,7 +229,4 @@ def _step_function(
     # A sum of starts and ends leaves rounding behind where nothing flows.
     level[level < 1e-9 * max(1.0, float(level.max(initial=0.0)))] = 0.0
     inside = edges[:-1] < step_time
-    return np.append(edges[:-1][inside], step_time), level[inside]
-
-
-__all__ = ["CATEGORIES", "play"]
+    return np.append(edges[:-1][inside], step_time).astype(np.float64), level[inside].astype(np.float64)

@@ -10,7 +10,7 @@ from colossim.scenario.schema import LATER_VALUES, Scenario
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a scenario file.
 
-    Quantities are text with a pattern; an entry is its catalogue name, its fields, or `base: NAME` and changes.
+    Quantities are text with a pattern; an entry is its catalogue name, its fields, or `base` and changes.
     It holds what one field can say; rules between fields are the reader's.
     """
     schema = Scenario.model_json_schema()

@@ -10,8 +10,10 @@ from typing import Any
 import pydantic
 from pydantic import BaseModel
 
+from colossim.catalog.quantities import Named
 from colossim.errors import Problem
 from colossim.scenario.fields import fields_at, meaning, nearest
+from colossim.scenario.schema import LATER_VALUES
 from colossim.yaml12 import Path_, dotted
 
 #: File, line and column, as far as they are known.
@@ -50,13 +52,14 @@ def translated(
     for item in error.errors(include_url=False):
         path, rest = _written(item["loc"], value)
         field = dotted(path)
-        if field in found:
+        # pydantic counts the valid entries, so a list with a wrong entry is "too short" as well
+        if field in found or (item["type"] == "too_short" and item["input"]):
             continue
         at_key = item["type"] == "extra_forbidden" or rest == ("[key]",)
         place = _place((*under, *path), keys if at_key else values, keys)
         message = _message(item, root, path)
         if path in _EITHER:
-            message = f"{_shown(item['input'])} should be {_EITHER[path]}"
+            message = f"{_should_be(item['input'])} {_EITHER[path]}"
         elif rest and rest != ("[key]",):
             message = f"in its catalogue entry, `{dotted(rest)}`: {message}"
         found[field] = Problem(dotted((*under, *path)), message, *place)
@@ -88,12 +91,14 @@ def _written(loc: tuple[int | str, ...], value: Any) -> tuple[Path_, Path_]:
 
 
 def _shown(given: object) -> str:
-    if given is None:
-        return "nothing"
     if isinstance(given, dict | tuple):
         return "a mapping" if isinstance(given, dict) else "a list"
     text = str(given).lower() if isinstance(given, bool) else str(given)
     return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
+
+
+def _should_be(given: object) -> str:
+    return "has no value: it should be" if given is None else f"{_shown(given)} should be"
 
 
 def _message(item: Any, root: type[BaseModel], path: Path_) -> str:
@@ -106,9 +111,12 @@ def _message(item: Any, root: type[BaseModel], path: Path_) -> str:
     if kind == "value_error":
         return str(ctx["error"])
     if kind == "literal_error":
-        allowed = re.findall(r"'([^']*)'", str(ctx["expected"]))
+        later = LATER_VALUES.get(tuple(map(str, path)), {})
+        allowed = [word for word in re.findall(r"'([^']*)'", str(ctx["expected"])) if word not in later]
         near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.6)
         hint = f": did you mean `{near[0]}`?" if near else ""
+        if given is None or len(allowed) == 1:
+            return f"{_should_be(given)} {' or '.join(allowed)}"
         return f"{_shown(given)} is none of {', '.join(allowed)}{hint}"
     if kind in ("greater_than_equal", "less_than_equal"):
         low = kind == "greater_than_equal"
@@ -119,7 +127,10 @@ def _message(item: Any, root: type[BaseModel], path: Path_) -> str:
     if kind == "too_short":
         return "is empty: it needs at least one entry"
     if kind in _WANTED:
-        return f"{_shown(given)} should be {_WANTED[kind]}{_repair(kind, given)}"
+        field = fields_at(root, path[:-1]).get(str(path[-1])) if path else None
+        name = field is not None and any(isinstance(mark, Named) for mark in field.metadata)
+        wanted = ("a catalogue name, or " if name else "") + _WANTED[kind]
+        return f"{_should_be(given)} {wanted}{_repair(kind, given)}"
     return f"{_shown(given)}: {item['msg']}"
 
 

@@ -12,8 +12,8 @@ class Plan:
     gpus: of the cluster.  world: ranks.  spares: (node type, nodes) that no rank uses.
     tensor, context, pipeline, expert, data: sizes of the parallelisms.  chunks: model chunks a stage.
     micro_batches: of a replica and step.  micro_batch: its sequences.  sequence: tokens of a sequence.
-    tokens: of a rank's micro-batch.  order: axes, fastest-varying first.  axes: their sizes; `expert` and `data`
-    split the replicas.  expert_context: consecutive contexts that an expert group spans as well.
+    tokens: of a rank's micro-batch.  order: axes, fastest-varying first.  axes: their sizes; `expert` and
+    `data` share the replicas.  expert_context: consecutive contexts that an expert group spans as well.
     """
 
     gpus: int

@@ -1,6 +1,6 @@
 """From YAML to a Scenario, with every problem at once and each in its place.
 
-A problem reads `file:line:column: field: what is wrong, what would be right`; ScenarioError holds all of them.
+A problem reads `file:line:column: field: what is wrong, what would be right`; ScenarioError holds them all.
 """
 
 from __future__ import annotations
@@ -218,7 +218,8 @@ def _changed(
     head, rest = path[0], path[1:]
     if isinstance(value, tuple):
         if not head.isdigit() or int(head) >= len(value):
-            message = f"`{head}` is no index of `{dotted(done)}`, which has {len(value)} entries (from 0)"
+            known = f"its last is {len(value) - 1}" if value else "it is empty"
+            message = f"`{head}` is no index of `{dotted(done)}`: {known}"
             problems.append(Problem(dotted((*done, *path)), message, *place))
             return value
         index = int(head)
@@ -242,16 +243,16 @@ def _later(
     value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]
 ) -> list[Problem]:
     """Keys and values of capabilities that are not there yet."""
-    found = []
-    for path, what in LATER_KEYS.items():
-        owner = _at(value, path[:-1])
-        if isinstance(owner, dict) and path[-1] in owner:
+    found: list[Problem] = []
+    for later, what in LATER_KEYS.items():
+        owner = _at(value, later[:-1])
+        if isinstance(owner, dict) and later[-1] in owner:
             message = f"isn't available yet: it comes with {what}; leave it out"
-            found.append(Problem(dotted(path), message, *keys.get(path, NOWHERE)))
-    for path, values in LATER_VALUES.items():
-        word = _at(value, path)
+            found.append(Problem(dotted(later), message, *keys.get(later, NOWHERE)))
+    for later, values in LATER_VALUES.items():
+        word = _at(value, later)
         if isinstance(word, str) and word in values:
-            found.append(Problem(dotted(path), _not_yet(word, values[word]), *places.get(path, NOWHERE)))
+            found.append(Problem(dotted(later), _not_yet(word, values[word]), *places.get(later, NOWHERE)))
     return found
 
 

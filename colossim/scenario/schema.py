@@ -28,7 +28,7 @@ ORDER: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
 Index = Annotated[int, Field(ge=0)]
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
-LATER_KEYS = {
+LATER_KEYS: dict[tuple[str, ...], str] = {
     ("faults",): "campaigns",
     ("checkpoint",): "campaigns",
     ("spares",): "campaigns",
@@ -38,7 +38,7 @@ LATER_KEYS = {
     ("jobs",): "several jobs on one fabric",
 }
 #: Values of the contract whose capability comes later.
-LATER_VALUES = {
+LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
     ("cluster", "fabric", "routing"): {"ecmp": "routing by hash", "static": "routing by hash"},
     ("cluster", "fabric", "type"): {"graph": "own fabrics"},
     ("run", "collectives"): {"chunked": "chunked collectives"},
@@ -50,7 +50,7 @@ class NodeGroup(Facts):
     """Nodes of one type, side by side."""
 
     type: Annotated[NodeType, Named("nodes")] = Field(description="catalogue name, or the node's fields")
-    count: Positive = Field(description="nodes")
+    count: Positive = Field(description="how many nodes")
 
 
 class Degraded(Facts):

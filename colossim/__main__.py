@@ -1,0 +1,5 @@
+"""`python -m colossim` is the command line."""
+
+from colossim.cli import main
+
+main()

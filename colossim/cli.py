@@ -1,0 +1,218 @@
+"""The command line: words and exit codes. Everything it says is made elsewhere.
+
+Exit codes: 0 done, 1 the simulation cannot proceed, 2 bad usage or a bad scenario, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from colossim import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SET = click.option(
+    "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, such as job.micro_batch=2."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits; no traceback for anything that a user did."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = commands.main(args=arguments, prog_name="colossim", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        # The reader has had enough; nothing more can be written, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        from colossim.errors import ScenarioError, SimulationError
+
+        if isinstance(error, ScenarioError):
+            for problem in error.problems:
+                click.echo(str(problem), err=True)
+            return 2
+        if isinstance(error, SimulationError):
+            click.echo(str(error), err=True)
+            return 1
+        raise
+
+
+def _interrupted() -> int:
+    click.echo("interrupted", err=True)
+    return 130
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="colossim %(version)s")
+def commands() -> None:
+    """Simulates GPU training clusters: how long a step takes, and why."""
+
+
+@commands.command()
+@click.argument("scenario")
+@_SET
+@click.option("--case", metavar="NAME", help="Play one of the scenario's cases only.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write summary.json, steps.csv and plots there.",
+)
+@click.option("--force", is_flag=True, help="Replace the files of another run in --out.")
+@_JSON
+@click.option("--no-plots", is_flag=True, help="Draw nothing.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def run(
+    scenario: str, changes: tuple[str, ...], case: str | None, out: Path | None, force: bool, as_json: bool, no_plots: bool, quiet: bool
+) -> None:  # fmt: skip
+    """Plays SCENARIO (a file, or the name of one that ships) and shows the result."""
+    from colossim.result.summary import show, show_variants
+    from colossim.result.write import prepare_out, write
+    from colossim.scenario.variants import load_variants
+    from colossim.simulation import simulate
+
+    variants = load_variants(scenario, set=changes, case=case)
+    several = len(variants) > 1
+    folders = [None if out is None else out / _folder(v.label) if several else out for v in variants]
+    for folder in folders:
+        if folder is not None:
+            prepare_out(folder, force=force)
+    rows: list[tuple[str, Any, float | None]] = []
+    with _progress(quiet) as tell:
+        for i, (variant, folder) in enumerate(zip(variants, folders, strict=True)):
+
+            def step(what: str, share: float, i: int = i, label: str = variant.label) -> None:
+                tell(f"{label}: {what}" if several else what, (i + share) / len(variants))
+
+            result = simulate(variant.scenario, step)
+            measured = variant.measured.step_time if variant.measured is not None else None
+            rows.append((variant.label, result, measured))
+            if folder is not None:
+                step("writing", 0.99)
+                write(result, folder, plots=not no_plots)
+    if as_json and several:
+        named = [
+            {"case": label, "measured_step_time_s": real, **result.to_dict()} for label, result, real in rows
+        ]
+        click.echo(
+            json.dumps({"scenario": variants[0].scenario.name, "cases": named}, allow_nan=False, default=list)
+        )
+    elif as_json:
+        click.echo(rows[0][1].to_json())
+    elif several:
+        show_variants(rows, _console())
+    else:
+        show(rows[0][1], _console())
+    if out is not None:
+        click.echo(f"written to {out}", err=True)
+    elif not as_json and not no_plots:
+        click.echo("nothing was written: --out DIR writes summary.json, steps.csv and plots", err=True)
+
+
+def _folder(label: str) -> str:
+    """A label as a folder's name."""
+    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in label)
+
+
+def _progress(quiet: bool) -> AbstractContextManager[Any]:
+    if quiet:
+        return nullcontext(lambda what, share: None)
+    from colossim.result.progress import Progress
+
+    return Progress()
+
+
+@commands.command()
+@click.argument("scenario")
+@_SET
+@click.option("--case", metavar="NAME", help="One of the scenario's cases.")
+@_JSON
+def check(scenario: str, changes: tuple[str, ...], case: str | None, as_json: bool) -> None:
+    """Reads SCENARIO and explains it; plays nothing."""
+    from rich.table import Table
+
+    from colossim.scenario.reader import load_scenario
+    from colossim.simulation import explain
+
+    loaded = load_scenario(scenario, set=changes, case=case)
+    sections = explain(loaded)
+    if as_json:
+        click.echo(json.dumps({"scenario": loaded.name, **sections}, indent=2))
+        return
+    console = _console()
+    console.print(f"[bold]{loaded.name}[/bold] is sound.", highlight=False)
+    for title, rows in sections.items():
+        console.print(f"\n[bold]{title}[/bold]", highlight=False)
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, value in rows.items():
+            table.add_row(label, value)
+        console.print(table, highlight=False, markup=False)
+
+
+@commands.command()
+def schema() -> None:
+    """Prints the JSON Schema of a scenario, for editors."""
+    from colossim.scenario.json_schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@commands.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+@_JSON
+def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
+    """Lists the catalogue, or shows an entry of it: gpus, nodes, fabrics, models, software, scenarios."""
+    from colossim.result import listing
+
+    if as_json:
+        click.echo(json.dumps(listing.facts(kind, name), indent=2))
+    else:
+        listing.show(kind, name, _console())
+
+
+@commands.command()
+@click.option("--source", metavar="NAME", help="Only the runs of one scenario.")
+@_JSON
+@click.option("--quiet", is_flag=True, help="No progress.")
+def validate(source: str | None, as_json: bool, quiet: bool) -> None:
+    """Predicts the published runs that ship, and says how wrong it is."""
+    from colossim.result import listing
+    from colossim.validation import validate as predict
+
+    with _progress(quiet) as tell:
+        report = predict(source, tell)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        listing.show_validation(report, _console())

@@ -1,0 +1,14 @@
+"""Plots for notebooks and for `--out`. Each takes a result (or what it draws) and `ax=None`, and returns the Axes.
+
+matplotlib is imported when a plot is drawn, through its object interface: no global state, no display.
+"""
+
+from __future__ import annotations
+
+from colossim.plot.breakdown import breakdown
+from colossim.plot.canvas import save
+from colossim.plot.throughput import link_throughput, throughput, tokens
+from colossim.plot.timeline import timeline
+from colossim.plot.topology import topology
+
+__all__ = ["breakdown", "link_throughput", "save", "throughput", "timeline", "tokens", "topology"]

@@ -1,0 +1,61 @@
+"""What the plots share: figures, colours that read in greyscale, and files."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colour and hatch of each category, dark to light in the order of use, so that greyscale keeps them apart.
+STYLE: dict[str, tuple[str, str]] = {
+    "compute": ("#1b4f72", ""),
+    "tensor_comm": ("#c0561b", ""),
+    "context_comm": ("#d98032", "//"),
+    "expert_comm": ("#e59c4b", ""),
+    "pipeline_comm": ("#efb873", "\\\\"),
+    "data_comm": ("#f5cf9a", "xx"),
+    "optimizer": ("#5a8f5a", ".."),
+    "pipeline_bubble": ("#ededed", ""),
+    "straggler": ("#d4d4d4", "//"),
+    "other": ("#a8b8c4", ""),
+}
+LABEL = {
+    "compute": "compute",
+    "tensor_comm": "tensor comm",
+    "context_comm": "context comm",
+    "expert_comm": "expert comm",
+    "pipeline_comm": "pipeline comm",
+    "pipeline_bubble": "pipeline bubble",
+    "data_comm": "data comm",
+    "optimizer": "optimizer",
+    "straggler": "stragglers",
+    "other": "launches, other",
+}
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes of a figure of their own, in inches."""
+    return new_figure(width, height).add_subplot()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that draws into memory, whatever backend is in use."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain(ax: Axes) -> None:
+    """Only the spines that carry a scale."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def save(ax: Axes, file: IO[bytes] | str) -> None:
+    """Writes the figure of these Axes as PNG."""
+    figure: Any = ax.get_figure(root=True)
+    figure.savefig(file, format="png", dpi=130)

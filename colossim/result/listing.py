@@ -1,0 +1,115 @@
+"""Tables of the catalogue and of the scoreboard, for the terminal."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from colossim import catalog
+from colossim.errors import Problem, ScenarioError
+from colossim.shipped import scenario_names, scenario_path
+from colossim.units import format_time
+from colossim.yaml12 import read_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_KINDS = (*catalog.KINDS, "scenarios")
+
+
+def _known(word: str, words: list[str], what: str) -> None:
+    if word not in words:
+        near = difflib.get_close_matches(word, words, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(words)}"
+        raise ScenarioError([Problem("", f"`{word}` is no {what} of the catalogue: {hint}")])
+
+
+def _names(kind: str) -> list[str]:
+    return scenario_names() if kind == "scenarios" else catalog.names(kind)
+
+
+def facts(kind: str | None, name: str | None) -> dict[str, Any]:
+    """The catalogue as written: kinds and their names, a kind's entries, or one entry's fields."""
+    if kind is None:
+        return {each: _names(each) for each in _KINDS}
+    _known(kind, list(_KINDS), "kind")
+    if name is not None:
+        _known(name, _names(kind), "entry")
+        return _fields(kind, name)
+    return {each: _fields(kind, each) for each in _names(kind)}
+
+
+def _fields(kind: str, name: str) -> dict[str, Any]:
+    if kind == "scenarios":
+        value: dict[str, Any] = read_file(scenario_path(name)).value
+        return value
+    return catalog.entry(kind, name)
+
+
+def show(kind: str | None, name: str | None, console: Console) -> None:
+    """Prints what `facts` gives. Raises ScenarioError for an unknown kind or name."""
+    from rich.table import Table
+
+    found = facts(kind, name)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=name is None)
+    if kind is None:
+        table.add_column("kind", no_wrap=True)
+        table.add_column("entries", overflow="fold")
+        for each, names in found.items():
+            table.add_row(each, ", ".join(names))
+    elif name is None:
+        table.add_column(kind, no_wrap=True)
+        table.add_column("source" if kind != "scenarios" else "description", overflow="fold")
+        if kind != "scenarios":
+            table.add_column("date", no_wrap=True)
+        for each, fields in found.items():
+            if kind == "scenarios":
+                table.add_row(each, str(fields.get("description", "")).split(". ")[0].strip())
+            else:
+                table.add_row(each, str(fields["source"]), str(fields["date"]))
+    else:
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for field, value in found.items():
+            table.add_row(field, _plain(value))
+    console.print(table, highlight=False, markup=False)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key}: {_plain(item)}" if not isinstance(item, dict) else f"{key} {{{_plain(item)}}}"
+            for key, item in value.items()
+        )
+    if isinstance(value, tuple):
+        return ", ".join(_plain(item) for item in value)
+    return str(value).strip()
+
+
+def show_validation(report: dict[str, Any], console: Console) -> None:
+    """Prints the scoreboard: every case, then a line a source."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("run", no_wrap=True)
+    for title in ("measured", "predicted", "error"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("flag", overflow="fold")
+    for case in report["cases"]:
+        table.add_row(
+            f"{case['source']} {case['case']}",
+            format_time(case["measured_s"]),
+            format_time(case["predicted_s"]),
+            f"{case['error_pct']:+.1f} %",
+            case["flag"],
+        )
+    console.print(table, highlight=False, markup=False)
+    console.print()
+    summary = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    summary.add_column("source", no_wrap=True)
+    for title in ("runs", "mean", "median", "worst", "bias"):
+        summary.add_column(title, justify="right", no_wrap=True)
+    for name, row in {**report["sources"], "all": report["overall"]}.items():
+        cells = [f"{row[key]:.1f} %" for key in ("mean_pct", "median_pct", "worst_pct")]
+        summary.add_row(name, str(row["n"]), *cells, f"{row['bias_pct']:+.1f} %")
+    console.print(summary, highlight=False, markup=False)

@@ -1,0 +1,85 @@
+"""A result's files: under `--out` only, whole or not at all, and never over somebody else's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colossim.errors import Problem, ScenarioError
+
+if TYPE_CHECKING:
+    from colossim.result.result import Result
+
+#: What a run writes; nothing else in the folder is touched.
+FILES = ("summary.json", "steps.csv", "throughput.png", "breakdown.png", "timeline.png")
+
+
+def prepare_out(folder: Path, *, force: bool = False) -> None:
+    """Makes the folder, and makes sure that it can be written, before anything is simulated.
+
+    Raises ScenarioError if it can't, or if it holds another run's files and `force` isn't given.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ScenarioError([Problem("--out", f"cannot write into `{folder}`: {error.strerror}")]) from None
+    held = [name for name in FILES if (folder / name).exists()]
+    if held and not force:
+        raise ScenarioError(
+            [
+                Problem(
+                    "--out",
+                    f"`{folder}` holds a run ({', '.join(held)}): use --force to replace it, or another folder",
+                )
+            ]
+        )
+
+
+def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:
+    """Writes summary.json, steps.csv and, with `plots`, the three pictures. Returns what was written."""
+    made = [
+        _whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n")),
+        _whole(folder / "steps.csv", lambda file: file.write(_steps(result).encode())),
+    ]
+    if plots:
+        from colossim.plot import breakdown, save, throughput, timeline
+
+        for name, draw in (("throughput", throughput), ("breakdown", breakdown), ("timeline", timeline)):
+            axes = draw(result)
+            made.append(_whole(folder / f"{name}.png", partial(save, axes)))
+    else:
+        for name in FILES:
+            # A picture of the run that was here before would be a lie.
+            if name.endswith(".png"):
+                (folder / name).unlink(missing_ok=True)
+    return made
+
+
+def _steps(result: Result) -> str:
+    out = io.StringIO()
+    rows = csv.DictWriter(out, fieldnames=list(result.steps[0]), lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(result.steps)
+    return out.getvalue()
+
+
+def _whole(path: Path, fill: Callable[[Any], object]) -> Path:
+    """Writes beside the file and renames, so that an interrupted run leaves no half file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
