@@ -183,6 +183,7 @@ class Compiler:
     _bodies: dict[tuple[object, ...], tuple[tuple[Step, ...], frozenset[tuple[str, int]]]] = field(default_factory=dict)
     _conflicts: list[frozenset[int]] = field(default_factory=list)
     _always: frozenset[int] = frozenset()
+    _meets: frozenset[int] = frozenset()
     _shapes: dict[tuple[float, ...], int] = field(default_factory=dict)
     _held: list[object] = field(default_factory=list)
 
@@ -194,6 +195,10 @@ class Compiler:
         self._conflicts = [
             frozenset(j for j, other in enumerate(touched) if j != i and mine & other) for i, mine in enumerate(touched)
         ]
+        # Members of a group must cut their programs alike, so that whether groups meet is decided for whole channels.
+        self._meets = frozenset(
+            i for i, classes in enumerate(quotient.groups) if any(len(group.members) > 1 for group in classes)
+        )
         self._last = max(rank.stage for rank in quotient.ranks)
         self._number = {name: i for i, name in enumerate(quotient.channels)}
         # What a peer can start at any time: boundary transfers, and whatever crosses a GPU without asking it.
@@ -213,7 +218,7 @@ class Compiler:
         rates = tuple(self.quotient.links[link].capacity / weight for link, weight in group.links)
         key = (
             group.size, group.share, group.latency, group.nvlink_load, group.nic_load, group.hardware,
-            len(group.members) > 1, min(rates, default=0.0),
+            min(rates, default=0.0),
         )  # fmt: skip
         return self._shapes.setdefault(key, len(self._shapes))
 
@@ -271,7 +276,7 @@ class Compiler:
                 channel, group, t = self._timing(op, rank)
                 category = CATEGORY[op.channel]
                 exposed = 1.0 - op.hidden
-                several = len(group.members) > 1
+                several = channel in self._meets
                 busy = self._always | set(in_flight.values())
                 free = quiet and not (self._conflicts[channel] & busy)
                 if free and several and meeting not in (-1, channel):

@@ -125,22 +125,24 @@ parse_share: Callable[[str], float] = SHARE.parse
 parse_count: Callable[[str], float] = COUNT.parse
 
 
-def _scaled(value: float, unit: str, prefixes: tuple[str, ...], digits: int = 3) -> str:
+def _rounded(value: float, digits: int = 3) -> float:
+    """`value` with that many significant digits, so that 999.9 shows as 1.00 of the next prefix."""
+    return float(f"{value:.{digits - 1}e}")
+
+
+def _scaled(value: float, unit: str, prefixes: tuple[str, ...]) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {unit}"
+    value = _rounded(value)
     index = min(len(prefixes) - 1, max(0, math.floor(math.log10(abs(value)) / 3 + 1e-12)))
-    shown = value / 1000.0**index
-    if round(abs(shown)) >= 1000 and index + 1 < len(prefixes):
-        index += 1
-        shown = value / 1000.0**index
-    return f"{_digits(shown, digits)} {prefixes[index]}{unit}"
+    return f"{_digits(value / 1000.0**index)} {prefixes[index]}{unit}"
 
 
-def _digits(value: float, digits: int) -> str:
+def _digits(value: float, digits: int = 3) -> str:
     """`value` with that many significant digits, never in scientific notation for ordinary sizes."""
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:.0f}" if abs(value) < 1e6 else f"{value:g}"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12)) if value else 0
     return f"{value:.{min(places, 6)}f}"
 
 
@@ -178,10 +180,11 @@ def format_time(value: float) -> str:
     """Seconds as `20.7 s`, `312 us`, `83.1 d`."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g} s"
+    value = _rounded(value)
     for limit, unit, scale in ((1e-6, "ns", 1e9), (1e-3, "us", 1e6), (1.0, "ms", 1e3), (180.0, "s", 1.0)):
         if abs(value) < limit:
-            return f"{_digits(value * scale, 3)} {unit}"
+            return f"{_digits(value * scale)} {unit}"
     for limit, unit, scale in ((7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
         if abs(value) < limit:
-            return f"{_digits(value / scale, 3)} {unit}"
-    return f"{_digits(value / 86400.0, 3)} d"
+            return f"{_digits(value / scale)} {unit}"
+    return f"{_digits(value / 86400.0)} d"

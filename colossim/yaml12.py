@@ -129,9 +129,9 @@ def _character(text: str, line: int, column: int) -> str:
 def _plain(error: yaml.MarkedYAMLError, character: str) -> str:
     """libyaml's finding in plain words. character: the one where it stopped."""
     problem = error.problem or "is not YAML"
+    if "tab character" in problem or ("cannot start any token" in problem and character == "\t"):
+        return "a tab cannot indent YAML: use spaces"
     if "cannot start any token" in problem:
-        if character == "\t":
-            return "a tab cannot indent YAML: use spaces"
         return f"a value cannot start with `{character}`: put it in quotes"
     if "expected a single document" in str(error.context) or "another document" in problem:
         return "holds several documents: keep one, and put variants under `cases:`"

@@ -82,6 +82,7 @@ def test_refuses_and_shows_the_fix(parse, text, fix):
         (units.format_size(45.1e9), "45.1 GB"),
         (units.format_size(999.9e6), "1.00 GB"),  # rounds up into the next prefix
         (units.format_size(12), "12.0 B"),
+        (units.format_time(0.9999e-3), "1.00 ms"),
         (units.format_rate(50e9), "50.0 GB/s"),
         (units.format_compute(989e12), "989 TFLOP/s"),
         (units.format_power(124e6), "124 MW"),

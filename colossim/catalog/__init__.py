@@ -49,7 +49,7 @@ def entry(kind: str, name: str, extra: Extra | None = None) -> dict[str, Any]:
 
 
 def based(kind: str, fields: dict[str, Any], extra: Extra | None = None) -> dict[str, Any]:
-    """Fields with their `base: NAME` filled in, mappings field by field. Raises ValueError if it is wrong."""
+    """Fields with their `base: NAME` filled in, mappings field by field. Raises ValueError."""
     if "base" not in fields:
         return fields
     base = fields["base"]

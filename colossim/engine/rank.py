@@ -112,6 +112,12 @@ class Group:
         else:
             self._busy = False
 
+    def book(self, size: float, begin: float, seconds: float) -> None:
+        """Counts bytes on an edge that a segment moved in the given time."""
+        self.bytes += size
+        if self.log is not None and seconds > 0:
+            self.log.append((begin, begin + seconds, size / seconds))
+
     def meet(self, number: int, member: Member, segment: Segment) -> simpy.Event:
         """A member enters a segment that all members play together; returns an event for the member's own end.
 
@@ -131,14 +137,17 @@ class Group:
         clocks = [start for _, start, _ in arrived]
         places = [0] * len(arrived)
         while True:
-            # Kernels up to the next collective, each member its own.
+            # What is a member's own up to the next collective of this group: kernels, collectives with its likes.
             together = None
             for i, (member, _, segment) in enumerate(arrived):
                 parts = segment.parts
                 at, clock = places[i], clocks[i]
-                while at < len(parts) and parts[at].channel < 0:
-                    member.log_span(clock, clock + parts[at].seconds, parts[at].category)
-                    clock += parts[at].seconds
+                while at < len(parts) and parts[at].channel != self.kind.channel:
+                    part = parts[at]
+                    member.log_span(clock, clock + part.seconds, part.category)
+                    if part.channel >= 0:
+                        member.book(part.channel, part.bytes, clock, part.seconds)
+                    clock += part.seconds
                     at += 1
                 places[i], clocks[i] = at, clock
                 together = parts[at] if at < len(parts) else None
@@ -151,9 +160,7 @@ class Group:
                 member.log_span(begin, end, together.category)
                 places[i] += 1
                 clocks[i] = end
-            self.bytes += together.bytes
-            if self.log is not None and together.seconds > 0:
-                self.log.append((begin, end, together.bytes / together.seconds))
+            self.book(together.bytes, begin, together.seconds)
         now = env.now
         for (member, _, segment), clock in zip(arrived, clocks, strict=True):
             member.computed += segment.compute
@@ -163,17 +170,18 @@ class Group:
 
 
 class Member:
-    """One rank class at play.
+    """One rank class at play. index: of the class in the quotient.
 
     slowdown: (x, y): its kernels run at 1/(1+x) while a transfer that it watches runs, the transfer's weights at 1+y.
     spans: (start, end, category, leg) of the step, kept if `recorded`; segments stand in `segments` as (start, segment, leg).
     """
 
     def __init__(
-        self, network: Network, kind: RankClass, groups: tuple[tuple[Group | None, ...], ...], slowdown: tuple[float, float],
-        recorded: bool,
+        self, network: Network, kind: RankClass, index: int, groups: tuple[tuple[Group | None, ...], ...],
+        slowdown: tuple[float, float], recorded: bool,
     ) -> None:  # fmt: skip
         self.network = network
+        self.index = index
         self.kind = kind
         self.groups = groups
         self.recorded = recorded
@@ -204,8 +212,8 @@ class Member:
             self.spans.append((start, end, category, self._leg))
 
     # -- the process -------------------------------------------------------------------------------------------------
-    def play(self, index: int, legs: tuple[Leg, ...]) -> Generator[simpy.Event, Any, None]:
-        """The SimPy process of the class. index: of the class in the quotient."""
+    def play(self, legs: tuple[Leg, ...]) -> Generator[simpy.Event, Any, None]:
+        """The SimPy process of the class."""
         env = self.network.env
         posted: dict[str, tuple[Call, int]] = {}
         counts = self._counts
@@ -216,7 +224,7 @@ class Member:
                 if isinstance(step, Alone):
                     segment = step.segment
                     if segment.bytes:
-                        self._book(segment, index)
+                        self._book_segment(segment)
                     if self.recorded:
                         self.segments.append((env.now, segment, number))
                     self.computed += segment.compute
@@ -269,10 +277,16 @@ class Member:
         self.log_span(start, posted, before)
         self.log_span(posted, now, during)
 
-    def _book(self, segment: Segment, index: int) -> None:
+    def book(self, channel: int, size: float, begin: float, seconds: float) -> None:
+        """Counts what a collective of its group moved; a group's first member class counts for all."""
+        group = self._group(channel)
+        if group.leader == self.index:
+            group.book(size, begin, seconds)
+
+    def _book_segment(self, segment: Segment) -> None:
         for channel, size in segment.bytes:
             group = self._group(channel)
-            if group.leader == index:
+            if group.leader == self.index:
                 group.bytes += size
                 if group.watched:
                     group.segments.append((self.network.env.now, segment))

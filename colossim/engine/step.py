@@ -15,7 +15,7 @@ from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS
 
 #: Channels whose transfers run beside kernels and slow them.
-_SLOWING = frozenset({"data", "expert_data", "context"})
+_SLOWING = frozenset({"data", "expert_data", "context", "expert"})
 #: Up to this many link classes all are watched through the step; above, the first of each kind.
 _WATCH_ALL = 64
 
@@ -46,20 +46,20 @@ def play(
     ]  # fmt: skip
     recorded: set[tuple[int, int]] = set()
     members = []
-    for kind in quotient.ranks:
+    for index, kind in enumerate(quotient.ranks):
         first_of_its_kind = (kind.stage, kind.hardware) not in recorded
         recorded.add((kind.stage, kind.hardware))
         places = tuple(
-            tuple(groups[channel][index] if index >= 0 else None for index in roles)
+            tuple(groups[channel][place] if place >= 0 else None for place in roles)
             for channel, roles in enumerate(kind.groups)
         )
-        members.append(Member(network, kind, places, slowdown, first_of_its_kind))
+        members.append(Member(network, kind, index, places, slowdown, first_of_its_kind))
     if slowdown[0] or slowdown[1]:
         for name, classes in zip(quotient.channels, groups, strict=True):
             if name in _SLOWING:
                 for group in classes:
                     group.watchers = tuple(members[index] for index in group.kind.members)
-    processes = [env.process(member.play(i, legs[i])) for i, member in enumerate(members)]
+    processes = [env.process(member.play(legs[i])) for i, member in enumerate(members)]
     _run(env, processes, progress)
     step_time = max(member.end for member in members)
     timelines = tuple(_timeline(m, legs[i], node_names, step_time, len(_stages(quotient)) > 1)
@@ -206,7 +206,8 @@ def _link_use(
 ) -> LinkUse:  # fmt: skip
     carried = sum(group.bytes * weight for group, weight in groups)
     times, rate = np.array([0.0, step_time]), np.array([carried / step_time])
-    busy = step_time if carried else 0.0
+    # Of a link that nobody watched only the least time is known.
+    busy = carried / link.capacity
     if log_of is not None:
         times, rate = _step_function([(log_of(group), weight) for group, weight in groups], step_time)
         busy = float(np.sum(np.diff(times)[rate > 0]))

@@ -68,7 +68,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             (
                 f"cluster.fabric.oversubscription.{i}",
                 True,
-                f"{fabric.tiers} tiers have {fabric.tiers - 1} boundaries",
+                f"a fabric of {fabric.tiers} tiers has no such boundary",
             )
             for i in range(fabric.tiers - 1, 3)
         ),

@@ -113,7 +113,7 @@ def _message(item: Any, root: type[BaseModel], path: Path_) -> str:
     if kind == "literal_error":
         later = LATER_VALUES.get(tuple(map(str, path)), {})
         allowed = [word for word in re.findall(r"'([^']*)'", str(ctx["expected"])) if word not in later]
-        near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.6)
         hint = f": did you mean `{near[0]}`?" if near else ""
         if given is None or len(allowed) == 1:
             return f"{_should_be(given)} {' or '.join(allowed)}"

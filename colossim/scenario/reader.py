@@ -196,6 +196,8 @@ def _extra(value: dict[str, Any], file: str, problems: list[Problem], places: Ma
                 KINDS[kind].model_validate(entry(kind, label, extra), context={"catalog": extra})
             except pydantic.ValidationError as error:
                 problems += translated(error, KINDS[kind], fields, keys, values, (kind, label))
+            except ValueError as error:
+                problems.append(Problem(f"{kind}.{label}", str(error), *values[(kind, label)]))
     return extra
 
 
@@ -218,8 +220,8 @@ def _changed(
     head, rest = path[0], path[1:]
     if isinstance(value, tuple):
         if not head.isdigit() or int(head) >= len(value):
-            known = f"its last is {len(value) - 1}" if value else "it is empty"
-            message = f"`{head}` is no index of `{dotted(done)}`: {known}"
+            last = f"its last is {len(value) - 1}" if value else "it is empty"
+            message = f"`{head}` is no index of `{dotted(done)}`: {last}"
             problems.append(Problem(dotted((*done, *path)), message, *place))
             return value
         index = int(head)

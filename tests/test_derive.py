@@ -1,0 +1,298 @@
+"""The layout of a job: what follows from the counts, and every rule that joins them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colossim.errors import ScenarioError
+from colossim.scenario.derive import derive, no_effects
+from colossim.scenario.reader import load_scenario
+from colossim.scenario.rules import near_divisors
+from colossim.scenario.schema import Scenario
+
+DENSE = {"layers": 24, "hidden": 1024, "heads": 16, "kv_heads": 8, "vocabulary": 32000}
+EXPERTS = {**DENSE, "experts": 8, "experts_per_token": 2, "expert_ffn": 2048}
+
+
+def scenario(*, nodes=16, fabric="spectrum-x", types=("hgx-h100",), **job):
+    """A scenario of `nodes` nodes of each type; `job` overrides a plain job, parallelism included."""
+    parallelism = job.pop("parallelism", {})
+    plain = {"model": DENSE, "sequence_length": 4096, "global_batch": 128, "parallelism": parallelism}
+    groups = tuple({"type": kind, "count": nodes} for kind in types)
+    return Scenario.model_validate(
+        {"name": "x", "cluster": {"nodes": groups, "fabric": fabric}, "job": {**plain, **job}}
+    )
+
+
+def problems(**job):
+    with pytest.raises(ScenarioError) as caught:
+        derive(scenario(**job))
+    return {problem.field: problem.message for problem in caught.value.problems}
+
+
+def test_the_layout_of_colossus():
+    """12,500 nodes x 8 = 100,000 GPUs; a replica takes 8 x 8 = 64, so at most 1,562 replicas.
+
+    D | 12,288 and 8 | D: 1,536 = 12,288 / 8. World 1,536 x 64 = 98,304; (100,000 - 98,304)/8 = 212 spares.
+    """
+    plan = derive(load_scenario("colossus-100k"))
+    assert (plan.gpus, plan.data, plan.micro_batches, plan.world) == (100_000, 1536, 8, 98_304)
+    assert plan.spares == (("hgx-h100", 212),)
+    assert plan.axes == {"tensor": 8, "context": 1, "expert": 8, "data": 192, "pipeline": 8}
+    assert (plan.expert_context, plan.replica_group, plan.expert_group) == (1, 1536, 192)
+    assert (plan.tokens, plan.chunks) == (8192, 8)
+
+
+def test_auto_takes_the_largest_number_of_replicas_that_divides_the_batch():
+    """128 GPUs / (2 x 2) = 32 replicas at most; 120 sequences are 60 micro-batches of 2: 30 replicas x 2."""
+    plan = derive(scenario(global_batch=120, micro_batch=2, parallelism={"tensor": 2, "pipeline": 2}))
+    assert (plan.data, plan.micro_batches, plan.world) == (30, 2, 120)
+    assert plan.spares == (("hgx-h100", 1),)
+
+
+def test_auto_is_a_multiple_of_the_experts():
+    """At most 16 replicas; 90 sequences divide by 15, 10, 9, ..., but 2 must divide D: 10."""
+    plan = derive(scenario(model=EXPERTS, global_batch=90, parallelism={"tensor": 8, "expert": 2}))
+    assert (plan.data, plan.axes["expert"], plan.axes["data"]) == (10, 2, 5)
+
+
+def test_experts_may_span_contexts():
+    """e = 4, D = 2, c = 4: the expert axis takes gcd(2, 4) = 2 replicas, the group 4/2 = 2 contexts."""
+    parallelism = {"tensor": 4, "context": 4, "expert": 4, "data": 2}
+    plan = derive(scenario(model=EXPERTS, parallelism=parallelism))
+    assert (plan.axes["expert"], plan.axes["data"], plan.expert_context) == (2, 1, 2)
+    assert (plan.tokens, plan.replica_group, plan.expert_group) == (1024, 8, 2)
+
+
+def test_spares_are_told_by_node_type():
+    """24 H100 nodes and 24 H200 ones, a world of 25 nodes: 23 H200 nodes are left over."""
+    plan = derive(
+        scenario(
+            nodes=24, types=("hgx-h100", "hgx-h200"), global_batch=25, parallelism={"tensor": 8, "data": 25}
+        )
+    )
+    assert plan.spares == (("hgx-h200", 23),)
+
+
+@given(
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 3, 4]),
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 40),
+    st.integers(1, 300),
+)
+def test_a_layout_keeps_its_promises(tensor, context, pipeline, expert, nodes, batch):
+    """What the contract of `data: auto` says, against trying every number of replicas."""
+    parallelism = {"tensor": tensor, "context": context, "pipeline": pipeline, "expert": expert}
+    job = scenario(nodes=nodes, model=EXPERTS, global_batch=batch, parallelism=parallelism)
+    most = 8 * nodes // (tensor * context * pipeline)
+    fitting = [d for d in range(1, most + 1) if batch % d == 0 and d * context % expert == 0]
+    if not fitting:
+        with pytest.raises(ScenarioError):
+            derive(job)
+        return
+    plan = derive(job)
+    assert plan.data == max(fitting)
+    assert plan.world == tensor * context * pipeline * plan.data <= plan.gpus
+    assert plan.data * plan.micro_batches * plan.micro_batch == batch
+    assert plan.axes["expert"] * plan.expert_context == expert
+    assert context % plan.expert_context == 0
+    left = plan.gpus - plan.world
+    assert sum(count for _, count in plan.spares) == left // 8
+
+
+RULES = [
+    ({"parallelism": {"tensor": 3}}, "job.parallelism.tensor", "does not divide"),
+    ({"parallelism": {"tensor": 32}}, "job.parallelism.tensor", "does not divide 16 heads: 4, 8, 16 would"),
+    ({"model": {**DENSE, "kv_heads": 3}}, "job.model.kv_heads", "does not divide 16 heads: 1, 2, 4 would"),
+    (
+        {"model": {**DENSE, "heads": 24, "head_size": 64, "kv_heads": 6}, "parallelism": {"tensor": 4}},
+        "job.parallelism.tensor",
+        "one must divide the other",
+    ),
+    (
+        {"model": {**DENSE, "ffn": 4098}, "parallelism": {"tensor": 4}},
+        "job.parallelism.tensor",
+        "does not divide the ffn",
+    ),
+    (
+        {"parallelism": {"pipeline": 5}},
+        "job.parallelism.pipeline",
+        "do not divide 24 layers: 3, 4, 6 stages would",
+    ),
+    (
+        {"parallelism": {"pipeline": 4, "schedule": "interleaved", "virtual_pipeline": 4}},
+        "job.parallelism.pipeline",
+        "4 stages x 4 chunks do not divide 24 layers: 8, 12, 24 stages x chunks would",
+    ),
+    (
+        {"parallelism": {"pipeline": 4, "virtual_pipeline": 2}},
+        "job.parallelism.virtual_pipeline",
+        "one chunk",
+    ),
+    (
+        {"parallelism": {"pipeline": 4, "schedule": "interleaved"}},
+        "job.parallelism.virtual_pipeline",
+        "at least 2",
+    ),
+    (
+        {"parallelism": {"schedule": "interleaved", "virtual_pipeline": 2}},
+        "job.parallelism.schedule",
+        "at least 2 stages",
+    ),
+    ({"parallelism": {"expert": 2}}, "job.parallelism.expert", "no experts"),
+    (
+        {"model": EXPERTS, "parallelism": {"expert": 3}},
+        "job.parallelism.expert",
+        "does not divide 8 experts: 1, 2, 4",
+    ),
+    ({"model": {**EXPERTS, "experts_per_token": 9}}, "job.model.experts_per_token", "between 1 and 8"),
+    ({"model": {**EXPERTS, "expert_ffn": 0}}, "job.model.expert_ffn", "how wide"),
+    ({"model": {**EXPERTS, "dense_layers": 24}}, "job.model.dense_layers", "leave none"),
+    ({"model": {**EXPERTS, "dense_layers": 2, "ffn": 0}}, "job.model.ffn", "how wide"),
+    ({"model": {**DENSE, "ffn": 0}}, "job.model.ffn", "how wide"),
+    ({"model": {**DENSE, "positions": 2048}}, "job.sequence_length", "2,048 learned positions"),
+    ({"sequence_length": 4098, "parallelism": {"context": 2}}, "job.sequence_length", "4,096 would"),
+    (
+        {"sequence_length": 4098, "parallelism": {"tensor": 4, "sequence": True}},
+        "job.sequence_length",
+        "4,096 would",
+    ),
+    ({"parallelism": {"tensor": 8, "pipeline": 24}}, "job.parallelism", "= 192 GPUs; the cluster has 128"),
+    ({"parallelism": {"tensor": 8, "data": 17}}, "job.parallelism.data", "16 would fit"),
+    (
+        {"model": EXPERTS, "parallelism": {"expert": 4, "data": 6}},
+        "job.parallelism.data",
+        "no multiple of expert 4",
+    ),
+    ({"parallelism": {"tensor": 8, "data": 12}}, "job.global_batch", "120 or 132 would"),
+    (
+        {"model": EXPERTS, "global_batch": 7, "parallelism": {"expert": 8}},
+        "job.global_batch",
+        "8 sequences would",
+    ),
+    (
+        {"precision": "fp8", "types": ("dgx-a100",)},
+        "job.precision",
+        "A100-80GB of cluster.nodes.0 has bf16, fp16",
+    ),
+    ({"nodes": 2_000_000}, "cluster.nodes", "at most 10,000,000"),
+]
+
+
+@pytest.mark.parametrize(("job", "field", "word"), RULES)
+def test_a_broken_rule_is_told_with_what_would_be_right(job, field, word):
+    found = problems(**job)
+    assert field in found
+    assert word in found[field]
+
+
+def test_interleaved_needs_micro_batches_in_multiples_of_the_stages():
+    """16 replicas of 4 stages x 2, 96 sequences: 6 micro-batches. 64 or 128 sequences would do, or D = 12."""
+    parallelism = {"tensor": 2, "pipeline": 4, "virtual_pipeline": 2, "schedule": "interleaved"}
+    found = problems(global_batch=96, parallelism=parallelism)["job.global_batch"]
+    assert "micro-batches (6) in multiples of the stages (4)" in found
+    assert "64 or 128 sequences would, or data: 12" in found
+    for change in ({"global_batch": 64}, {"global_batch": 128}):
+        assert derive(scenario(parallelism=parallelism, **change)).micro_batches % 4 == 0
+    assert derive(scenario(global_batch=96, parallelism={**parallelism, "data": 12})).micro_batches == 8
+
+
+def test_rules_speak_all_at_once():
+    found = problems(parallelism={"tensor": 3, "pipeline": 5, "expert": 2, "data": 1000})
+    assert {
+        "job.parallelism.tensor",
+        "job.parallelism.pipeline",
+        "job.parallelism.expert",
+        "job.parallelism.data",
+    } <= set(found)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_near_divisors_are_the_nearest(number, near):
+    every = sorted((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - near), d))
+    assert near_divisors(number, near) == ", ".join(str(d) for d in sorted(every[:3]))
+
+
+WRITTEN = """\
+name: x
+cluster:
+  nodes: [{type: hgx-h100, count: 1}]
+  fabric: FABRIC
+job:
+  model: MODEL
+  sequence_length: 2048
+  global_batch: 8
+  parallelism: {PARALLELISM}
+  OTHER
+run: {steps: 1}
+"""
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """Notes on a scenario in which these texts stand."""
+
+    def read(*, parallelism="", other="micro_batch: 1", fabric="spectrum-x", model="llama3-8b"):
+        path = tmp_path / "s.yaml"
+        text = WRITTEN.replace("PARALLELISM", parallelism).replace("OTHER", other)
+        path.write_text(text.replace("FABRIC", fabric).replace("MODEL", model))
+        job = load_scenario(path)
+        return no_effects(job, derive(job))
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("texts", "note"),
+    [
+        (
+            {"other": "overlap: {expert: true}"},
+            "`job.overlap.expert` had no effect: the model has no experts",
+        ),
+        (
+            {"other": "overlap: {expert: true}", "model": "grok-1"},
+            "`job.overlap.expert` had no effect: each rank holds",
+        ),
+        (
+            {"other": "overlap: {expert: true}", "model": "grok-1", "parallelism": "expert: 8"},
+            "`job.overlap.expert` had no effect: no shared MLP",
+        ),
+        ({"other": "overlap: {tensor: true}"}, "`job.overlap.tensor` had no effect: tensor parallelism is 1"),
+        ({"other": "overlap: {pipeline: false}"}, "`job.overlap.pipeline` had no effect: there is one stage"),
+        (
+            {"other": "bucket: 40 MB", "parallelism": "tensor: 8"},
+            "`job.bucket` had no effect: there is one replica",
+        ),
+        (
+            {"other": "bucket: 40 MB\n  overlap: {data: false}"},
+            "`job.bucket`",
+        ),
+        ({"parallelism": "sequence: true"}, "`job.parallelism.sequence` had no effect"),
+        ({"parallelism": "tensor: 8, sharding: optimizer"}, "`job.parallelism.sharding` had no effect"),
+        ({"other": "recompute: selective"}, "`job.recompute` had no effect: flash attention"),
+        ({"other": "collectives_algorithm: hierarchical"}, "`job.collectives_algorithm` had no effect"),
+        (
+            {"fabric": "{base: spectrum-x, paths_per_flow: 4}"},
+            "`cluster.fabric.paths_per_flow` had no effect",
+        ),
+        (
+            {"fabric": "{base: spectrum-x, blocks_per_zone: 4}"},
+            "`cluster.fabric.blocks_per_zone` had no effect",
+        ),
+        (
+            {"fabric": "{base: spectrum-x, tiers: 2, oversubscription: [1, 7]}"},
+            "`cluster.fabric.oversubscription.1` had no effect: a fabric of 2 tiers",
+        ),
+    ],
+)
+def test_what_had_no_effect_is_told(notes, texts, note):
+    assert [line for line in notes(**texts) if line.startswith(note)]
+
+
+def test_what_was_not_written_is_not_told(notes):
+    """Defaults, and switches that are off, are nobody's expectation."""
+    assert notes(other="overlap: {expert: false, tensor: false}") == []
