@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from colossim.catalog.types import NodeType
-from colossim.fold import GroupClass
+from colossim.quotient import GroupClass
 
 #: Passes over the group: an all-reduce is a reduce-scatter and an all-gather.
 PASSES = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1, "shift": 1, "send": 1}

@@ -1,541 +1,62 @@
 """Folding: identical ranks, groups and links become classes, and the answer stays equal.
 
-The classes are an **equitable partition**: links of a class have the same capacity and the same summed weight from each
-class of groups; groups of a class touch the same set of link classes and have members of the same set of rank classes;
-ranks of a class run the same program on the same hardware and belong to groups of the same classes. In progressive
-filling all flows of a class then see the same loads and freeze together, so every event happens when it would unfolded.
-
-`refine` finds the coarsest such partition by colour refinement on hashed arrays, to a fixpoint. `off` is the identity
-partition through the same code; `bundles` is an estimate that folds the fabric's bundles by what they carry.
+`exact` plays the coarsest equitable partition, `off` the identity partition through the same code (the reference),
+`bundles` an estimate that folds the fabric's bundles by what they carry.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
-from numpy.typing import NDArray
 
 from colossim.errors import TooManyClasses
-from colossim.patterns import LEVELS, Floats, Ints
-from colossim.traffic import BOUNDARY_CHANNELS, Channel, Traffic
+from colossim.partition import Partition, identity, refine
+from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass, quotient, with_worst_bundles
+from colossim.traffic import Traffic
 
-Hashes = NDArray[np.uint64]
-
-#: Above this many rank classes `fold: exact` stops with advice (design.md: seconds become minutes).
+#: Above this many rank classes `exact` stops with advice: seconds become minutes.
 MOST_CLASSES = 2000
-#: Weights enter hashes as whole multiples of 2^-20, so that sums are exact.
-_PER_UNIT = 2.0**20
-#: Odd factors that keep link kinds and roles apart in sums of hashes.
-_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], np.uint64)
 
-
-def _mix(values: NDArray[np.generic] | int, salt: int) -> Hashes:
-    """splitmix64 of integers: a 64-bit hash whose sums identify multisets (Steele et al. 2014, mix13)."""
-    x = np.asarray(values).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        x = x + np.uint64((0x9E3779B97F4A7C15 * (salt + 1)) % 2**64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def _colours(signature: Hashes) -> tuple[Ints, int]:
-    """Dense colours of equal signatures, and how many there are."""
-    if signature.size == 0:
-        return np.zeros(0, np.int32), 0
-    values = np.unique(signature)
-    if values.size == 1:
-        return np.zeros(signature.size, np.int32), 1
-    return np.searchsorted(values, signature).astype(np.int32), int(values.size)
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Classes of ranks, groups (a channel at a time) and links. Colours are dense from 0.
-
-    rank: (R,).  groups: (G,) a channel.  link: (links,) -1 where nothing binding crosses.  rounds: of refinement.
-    """
-
-    rank: Ints
-    groups: tuple[Ints, ...]
-    link: Ints
-    rounds: int
-
-
-@dataclass(frozen=True)
-class _Static:
-    """What refinement starts from and what its rounds reuse.
-
-    own: (channel, role, link kind, weights over the ranks' GPUs) where any is positive.  extras: a channel's further
-    (group, link, weight).  touched: links that carry anything binding.  capacity: a hash of each link's capacity.
-    group_start: a hash of the static facts of each group, a channel.
-    """
-
-    own: tuple[tuple[int, int, int, Hashes], ...]
-    extras: tuple[tuple[Ints, Ints, Hashes], ...]
-    touched: NDArray[np.bool_]
-    capacity: Hashes
-    group_start: tuple[Hashes, ...]
-
-
-def _quantised(weights: Floats) -> Hashes:
-    return (weights * _PER_UNIT).astype(np.uint64)
-
-
-def _bits(values: Floats, salt: int) -> Hashes:
-    """A hash of floats by their bits."""
-    return _mix(np.ascontiguousarray(values, dtype=np.float64).view(np.uint64), salt)
-
-
-def _static(traffic: Traffic, bundles: bool) -> _Static:
-    gpus, ranks = traffic.cluster.gpus, traffic.ranks
-    own, extras, starts = [], [], []
-    touched = np.zeros(traffic.capacity.size, dtype=bool)
-    for number, channel in enumerate(traffic.channels):
-        footprint = channel.footprint
-        for role, kind, weights in footprint.own:
-            used = weights[:ranks] > 0
-            if used.any():
-                own.append((number, role, kind, _quantised(weights[:ranks])))
-                touched[kind * gpus : kind * gpus + ranks] |= used
-        keep = ~traffic.slack[footprint.link]
-        if not bundles:
-            keep &= footprint.link < 4 * gpus
-        link = footprint.link[keep]
-        extras.append((footprint.group[keep], link, _quantised(footprint.weight[keep])))
-        touched[link] = True
-        start = _mix(np.array([channel.size]), 11 + number)
-        for salt, column in enumerate((footprint.latency, footprint.nvlink_load, footprint.nic_load, footprint.share)):
-            start = start + _bits(column, 101 + salt)
-        starts.append(start)
-    return _Static(tuple(own), tuple(extras), touched, _bits(traffic.capacity, 7), tuple(starts))
-
-
-def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = None) -> Partition:
-    """The coarsest equitable partition, by colour refinement until the number of classes stands still.
-
-    Links are coloured from groups alone, so that they stand still when the groups do. bundles: whether the fabric's
-    binding bundles take part.  most_rounds stops early, which is *wrong* and exists for the test that shows so.
-    """
-    static = _static(traffic, bundles)
-    rank, ranks = _colours(_mix(traffic.stage, 1) + _mix(traffic.hardware, 2))
-    groups: list[Ints] = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
-    counts: tuple[int, ...] = ()
-    link_signature = static.capacity
-    rounds = 0
-    while most_rounds is None or rounds < most_rounds:
-        rounds += 1
-        groups, group_counts = _refine_groups(traffic, static, rank, groups, link_signature)
-        link_signature = _refine_links(traffic, static, groups)
-        rank, ranks = _refine_ranks(traffic, rank, groups)
-        now = (ranks, *group_counts)
-        if now == counts:
-            break
-        counts = now
-    link = np.full(traffic.capacity.size, -1, np.int32)
-    touched = np.flatnonzero(static.touched)
-    kind = np.minimum(touched // traffic.cluster.gpus, 4)
-    link[touched] = _by_first(_colours(link_signature[touched] + _table(4, 5)[kind])[0])
-    return Partition(_by_first(rank), tuple(_by_first(colours) for colours in groups), link, rounds)
-
-
-def _by_first(colours: Ints) -> Ints:
-    """The same partition with classes numbered by their first element, so that classes read in the order of ranks."""
-    first = _firsts(colours)
-    position = np.empty(first.size, np.int32)
-    position[np.argsort(first, kind="stable")] = np.arange(first.size, dtype=np.int32)
-    return position[colours]
-
-
-def _table(largest: int, salt: int) -> Hashes:
-    """Hashes of 0 to `largest`, to be looked up by colour."""
-    return _mix(np.arange(largest + 1), salt)
-
-
-def _hashed(colours: Ints, salt: int) -> Hashes:
-    return _table(int(colours.max(initial=0)), salt)[colours]
-
-
-def _refine_groups(
-    traffic: Traffic, static: _Static, rank: Ints, groups: list[Ints], link_signature: Hashes
-) -> tuple[list[Ints], list[int]]:
-    """Groups by static facts, the set of their members' (rank colour, own links with weights), and other links touched."""
-    gpus = traffic.cluster.gpus
-    refined, counts = [], []
-    rank_hash = [_hashed(rank, 21 + role) for role in (0, 1)]
-    for number, channel in enumerate(traffic.channels):
-        boundary = channel.name in BOUNDARY_CHANNELS
-        seen = [rank_hash[role] for role in range(len(channel.roles))]
-        for owner, role, kind, weights in static.own:
-            if owner == number:
-                touched = (link_signature[kind * gpus : kind * gpus + traffic.ranks] ^ weights) * _ODD[kind]
-                seen[role] = seen[role] + np.where(weights > 0, touched, np.uint64(0))
-        signature = static.group_start[number] + _hashed(groups[number], 3)
-        if boundary:
-            signature = signature + _mix(seen[0][channel.members[:, 0]], 41) + _mix(seen[1][channel.members[:, 1]], 42)
-        else:
-            signature = signature + _set_hash(seen[0], channel.members)
-        group, link, weights = static.extras[number]
-        if group.size:
-            signature = signature + _set_rows(group, link_signature[link] ^ _mix(weights, 37), channel.groups)
-        colours, count = _colours(signature)
-        refined.append(colours)
-        counts.append(count)
-    return refined, counts
-
-
-def _set_hash(items: Hashes, members: Ints) -> Hashes:
-    """items over ranks, members (G, n) -> (G,) hash of the *set* of items of each group's members."""
-    groups, n = members.shape
-    if n <= 8:
-        ordered = np.sort(items[members], axis=1)
-        fresh = np.ones(ordered.shape, dtype=bool)
-        fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        hashes: Hashes = np.where(fresh, _mix(ordered, 51), np.uint64(0))
-        return np.asarray(hashes.sum(axis=1, dtype=np.uint64))
-    colours, many = _colours(items)
-    if groups * many <= 8 * members.size + 4096:
-        present = np.zeros((groups, many), dtype=bool)
-        present[np.arange(groups)[:, None], colours[members]] = True
-        values = np.zeros(many, np.uint64)
-        values[colours] = items
-        return np.asarray(np.where(present, _mix(values, 51), np.uint64(0)).sum(axis=1, dtype=np.uint64))
-    return _set_rows(np.repeat(np.arange(groups), n), items[members].ravel(), groups)
-
-
-def _set_rows(group: Ints, item: Hashes, groups: int) -> Hashes:
-    """(groups,) hash of the set of items that each group has among rows (group, item)."""
-    order = np.lexsort((item, group))
-    group, item = group[order], item[order]
-    fresh = np.ones(group.size, dtype=bool)
-    fresh[1:] = (group[1:] != group[:-1]) | (item[1:] != item[:-1])
-    total = np.zeros(groups, np.uint64)
-    np.add.at(total, group[fresh], _mix(item[fresh], 51))
-    return total
-
-
-def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hashes:
-    """Links by capacity and the summed weight from each class of groups."""
-    gpus, ranks = traffic.cluster.gpus, traffic.ranks
-    signature = static.capacity.copy()
-    colour_hash = [_hashed(colours, 61 + number) for number, colours in enumerate(groups)]
-    for number, role, kind, weights in static.own:
-        # Where a rank has no group of the channel (-1) its weight is 0.
-        signature[kind * gpus : kind * gpus + ranks] += colour_hash[number][traffic.channels[number].roles[role]] * weights
-    for number, (group, link, weights) in enumerate(static.extras):
-        if group.size:
-            np.add.at(signature, link, colour_hash[number][group] * weights)
-    return signature
-
-
-def _refine_ranks(traffic: Traffic, rank: Ints, groups: list[Ints]) -> tuple[Ints, int]:
-    """Ranks by their colour so far and the colours of their groups, role by role."""
-    signature = _hashed(rank, 71)
-    for number, channel in enumerate(traffic.channels):
-        # The table's last entry is for ranks without a group (-1).
-        table = np.append(_table(int(groups[number].max(initial=0)), 73 + 2 * number), np.uint64(0))
-        colours = np.append(groups[number], np.int32(table.size - 1))
-        for role, group_of in enumerate(channel.roles):
-            signature = signature + table[colours[group_of]] * _ODD[role]
-    return _colours(signature)
-
-
-def identity(traffic: Traffic) -> Partition:
-    """Every rank, group and link a class of its own: `fold: off`, the reference."""
-    touched = _static(traffic, True).touched
-    link = np.full(traffic.capacity.size, -1, np.int32)
-    link[touched] = np.arange(int(touched.sum()), dtype=np.int32)
-    return Partition(
-        np.arange(traffic.ranks, dtype=np.int32),
-        tuple(np.arange(c.groups, dtype=np.int32) for c in traffic.channels),
-        link,
-        0,
-    )
-
-
-@dataclass(frozen=True)
-class GroupClass:
-    """Groups that behave alike. members: rank classes, a role each for boundaries (sender, receiver).
-
-    links: (link class, summed weight of the whole class on one such link).  passive: the same for `Quotient.passive`,
-    averaged over the links.  share: part of S that one pass puts on an edge.  latency: s a pass.
-    nvlink_load, nic_load: s/byte of an edge.  hardware: node type of the slowest member.
-    """
-
-    channel: int
-    count: int
-    size: int
-    members: tuple[int, ...]
-    links: tuple[tuple[int, float], ...]
-    passive: tuple[tuple[int, float], ...]
-    share: float
-    latency: float
-    nvlink_load: float
-    nic_load: float
-    hardware: int
-
-
-@dataclass(frozen=True)
-class LinkClass:
-    """Links that behave alike. kind: a name of LINK_KINDS.  capacity: bytes/s of one.  first: the lowest link."""
-
-    kind: str
-    count: int
-    capacity: float
-    first: int
-
-
-@dataclass(frozen=True)
-class RankClass:
-    """Ranks that behave alike. groups: the class of their group in each (channel, role), -1 where they have none."""
-
-    stage: int
-    hardware: int
-    count: int
-    first: int
-    groups: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Quotient:
-    """The folded job: what the engine plays. channels: names; groups: classes a channel.
-
-    links: classes of links that can bind.  passive: the fabric's other bundles, one entry a level and direction, which
-    carry bytes but never bind.  foreign: channels that use NICs or NVLinks of GPUs which are not members (relays).
-    approximate: whether `bundles` made the answer an estimate.
-    """
-
-    ranks: tuple[RankClass, ...]
-    channels: tuple[str, ...]
-    groups: tuple[tuple[GroupClass, ...], ...]
-    links: tuple[LinkClass, ...]
-    passive: tuple[LinkClass, ...]
-    partition: Partition
-    foreign: frozenset[int]
-    approximate: bool
-
-
-def _firsts(colours: Ints) -> Ints:
-    """(classes,) index of the first element of each colour."""
-    count = int(colours.max()) + 1 if colours.size else 0
-    first = np.full(count, colours.size, np.int64)
-    np.minimum.at(first, colours, np.arange(colours.size))
-    return first
+__all__ = ["GroupClass", "LinkClass", "Partition", "Quotient", "RankClass", "fold", "identity", "quotient", "refine"]
 
 
 def fold(traffic: Traffic, how: str) -> Quotient:
-    """Folds by `exact`, `bundles` or `off`. Raises TooManyClasses when exact leaves too many to play in seconds."""
+    """Folds by `exact`, `bundles` or `off`. Raises TooManyClasses when there are too many to play in seconds."""
     if how == "off":
         return quotient(traffic, identity(traffic))
     partition = refine(traffic, bundles=how == "exact")
-    classes = int(partition.rank.max()) + 1
+    classes = _classes(partition)
     if classes > MOST_CLASSES:
-        raise TooManyClasses(_advice(traffic, classes))
+        raise TooManyClasses(_advice(traffic, classes, how))
     if how == "exact":
         return quotient(traffic, partition)
-    return _with_worst_bundles(traffic, partition)
+    return with_worst_bundles(traffic, partition)
 
 
-def _advice(traffic: Traffic, classes: int) -> str:
-    fabric = traffic.cluster.fabric
-    lines = [f"run.fold: exact leaves {classes:,} classes of ranks (it stops above {MOST_CLASSES:,})."]
-    if not traffic.aligned:
-        pod = int(np.bincount(traffic.cluster.pod(np.arange(traffic.ranks))).max())
+def _classes(partition: Partition) -> int:
+    return int(partition.rank.max()) + 1
+
+
+def _advice(traffic: Traffic, classes: int, how: str) -> str:
+    """Why the classes are many, and what would make them few."""
+    cluster, fabric = traffic.cluster, traffic.cluster.fabric
+    lines = [f"run.fold: {how} leaves {classes:,} classes of ranks; above {MOST_CLASSES:,} a step takes minutes."]
+    gpus = np.arange(cluster.gpus)
+    odd = sum(
+        int(np.sum(links != np.array([np.median(links[cluster.gpu_type == t]) for t in range(len(cluster.node_types))])[cluster.gpu_type]))
+        for links in (cluster.nic, cluster.nvlink)
+    )
+    if odd:
+        lines.append(f"{odd:,} links run below their rate, and each gives its peers a pace of their own: fewer of them fold better.")
+    binding = bool(np.any(~traffic.slack[4 * cluster.gpus :]))
+    if binding and not traffic.aligned:
+        pod = int(np.bincount(cluster.pod(gpus)).max())
         per_stage = traffic.ranks // (int(traffic.stage.max()) + 1)
         nearest = max(pod, per_stage // pod * pod)
+        ratios = ", ".join(f"{fabric.ratio(i):g}:1" for i in range(fabric.tiers - 1))
         lines.append(
-            f"The pipeline stages ({per_stage:,} GPUs) end inside pods ({pod:,} GPUs) of a fabric with oversubscription "
-            f"{list(fabric.oversubscription)}: stages of {nearest:,} GPUs would end where pods end."
+            f"Pipeline stages ({per_stage:,} GPUs) end inside pods ({pod:,} GPUs) of a fabric that is {ratios}: "
+            f"stages of {nearest:,} GPUs would end where pods do."
         )
-    lines.append("`--set run.fold=bundles` answers in seconds as an estimate (within about 2 %).")
+    if how == "exact" and binding and _classes(refine(traffic, bundles=False)) <= MOST_CLASSES:
+        lines.append("`--set run.fold=bundles` answers in seconds, as an estimate (within about 2 %).")
     return " ".join(lines)
-
-
-def quotient(traffic: Traffic, partition: Partition) -> Quotient:
-    """One representative a class, with the links that it touches and the weights that a link sees."""
-    cluster, ranks = traffic.cluster, traffic.ranks
-    gpus = cluster.gpus
-    rank_first = _firsts(partition.rank)
-    rank_count = np.bincount(partition.rank)
-    seen = np.flatnonzero(partition.link >= 0)
-    link_first = seen[_firsts(partition.link[seen])]
-    link_count = np.bincount(partition.link[seen])
-    links = tuple(
-        LinkClass(cluster.link_kind_name(int(f)), int(c), float(traffic.capacity[f]), int(f))
-        for f, c in zip(link_first, link_count, strict=True)
-    )
-    passive = _passive_links(traffic, partition)
-    group_classes = []
-    for number, channel in enumerate(traffic.channels):
-        first = _firsts(partition.groups[number])
-        rows = _link_rows(channel, partition, number, link_first, gpus, ranks)
-        group_classes.append(_group_classes(traffic, channel, number, partition, first, rows, passive))
-    rank_classes = tuple(
-        RankClass(
-            stage=int(traffic.stage[f]),
-            hardware=int(traffic.hardware[f]),
-            count=int(c),
-            first=int(f),
-            groups=tuple(
-                tuple(int(partition.groups[number][role[f]]) if role[f] >= 0 else -1 for role in channel.roles)
-                for number, channel in enumerate(traffic.channels)
-            ),
-        )
-        for f, c in zip(rank_first, rank_count, strict=True)
-    )
-    names = tuple(channel.name for channel in traffic.channels)
-    foreign = frozenset(i for i, c in enumerate(traffic.channels) if np.any(c.footprint.link < 4 * gpus))
-    return Quotient(rank_classes, names, tuple(group_classes), links, passive, partition, foreign, False)
-
-
-def _passive_links(traffic: Traffic, partition: Partition) -> tuple[LinkClass, ...]:
-    """Bundles that the partition leaves out, a class a level and direction."""
-    cluster = traffic.cluster
-    classes = []
-    for level in LEVELS:
-        for down in (False, True):
-            first, size = cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size
-            out = first + np.flatnonzero(partition.link[first : first + size] < 0)
-            if out.size:
-                mean = float(traffic.capacity[out].mean())
-                classes.append(LinkClass(cluster.link_kind_name(first), int(out.size), mean, int(out[0])))
-    return tuple(classes)
-
-
-def _passive_weights(
-    traffic: Traffic, channel: Channel, partition: Partition, number: int, passive: tuple[LinkClass, ...]
-) -> list[Floats]:
-    """For each passive class the (group classes,) edges that a whole class puts on one of its links, on average."""
-    cluster, footprint = traffic.cluster, channel.footprint
-    colours = partition.groups[number]
-    classes = int(colours.max()) + 1
-    columns = []
-    for link_class in passive:
-        level, first, size = next(
-            (level, cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size)
-            for level in LEVELS
-            for down in (False, True)
-            if 0 <= link_class.first - cluster.bundle_offset(level, down) < cluster.bundle_capacity(level).size
-        )
-        if cluster.can_bind(level):
-            here = (footprint.link >= first) & (footprint.link < first + size)
-            here[here] = partition.link[footprint.link[here]] < 0
-            total = np.bincount(colours[footprint.group[here]], weights=footprint.weight[here], minlength=classes)
-        else:
-            total = np.bincount(colours, weights=footprint.crossings[level - 1], minlength=classes)
-        columns.append(total / link_class.count)
-    return columns
-
-
-def _link_rows(
-    channel: Channel, partition: Partition, number: int, link_first: Ints, gpus: int, ranks: int
-) -> tuple[Ints, Ints, Floats]:
-    """(group class, link class, summed weight) as one link of each class sees it."""
-    colours = partition.groups[number]
-    classes, found, weights = [], [], []
-    for role, kind, column in channel.footprint.own:
-        here = np.flatnonzero((link_first >= kind * gpus) & (link_first < kind * gpus + ranks))
-        gpu = link_first[here] - kind * gpus
-        group_of = channel.roles[role][gpu]
-        used = (column[gpu] > 0) & (group_of >= 0)
-        classes.append(colours[group_of[used]])
-        found.append(here[used])
-        weights.append(column[gpu[used]])
-    footprint = channel.footprint
-    if footprint.link.size:
-        position = np.searchsorted(np.sort(link_first), footprint.link)
-        order = np.argsort(link_first)
-        inside = position < link_first.size
-        match = np.zeros(footprint.link.size, dtype=bool)
-        match[inside] = link_first[order[position[inside]]] == footprint.link[inside]
-        classes.append(colours[footprint.group[match]])
-        found.append(order[position[match]])
-        weights.append(footprint.weight[match])
-    group_class, link_class = np.concatenate(classes), np.concatenate(found)
-    key, inverse = np.unique(group_class.astype(np.int64) * max(1, link_first.size) + link_class, return_inverse=True)
-    width = max(1, link_first.size)
-    summed = np.bincount(inverse, weights=np.concatenate(weights), minlength=key.size).astype(np.float64)
-    return key // width, key % width, summed
-
-
-def _group_classes(
-    traffic: Traffic,
-    channel: Channel,
-    number: int,
-    partition: Partition,
-    first: Ints,
-    rows: tuple[Ints, Ints, Floats],
-    passive: tuple[LinkClass, ...],
-) -> tuple[GroupClass, ...]:
-    count = np.bincount(partition.groups[number])
-    members = partition.rank[channel.members[first]]
-    hardware = traffic.hardware[channel.members[first]]
-    boundary = channel.name in BOUNDARY_CHANNELS
-    slowest = np.asarray([t.nvlink_ring.bandwidth for t in traffic.cluster.node_types])
-    bounds = np.searchsorted(rows[0], np.arange(first.size + 1))
-    footprint = channel.footprint
-    carried = _passive_weights(traffic, channel, partition, number, passive)
-    classes = []
-    for i, f in enumerate(first):
-        part = slice(int(bounds[i]), int(bounds[i + 1]))
-        row = members[i]
-        types = np.unique(hardware[i])
-        classes.append(
-            GroupClass(
-                channel=number,
-                count=int(count[i]),
-                size=channel.size,
-                members=tuple(int(m) for m in (row if boundary else np.unique(row))),
-                links=tuple(
-                    (int(link), float(weight)) for link, weight in zip(rows[1][part], rows[2][part], strict=True)
-                ),
-                passive=tuple((j, float(column[i])) for j, column in enumerate(carried) if column[i] > 0),
-                share=float(footprint.share[f]),
-                latency=float(footprint.latency[f]),
-                nvlink_load=float(footprint.nvlink_load[f]),
-                nic_load=float(footprint.nic_load[f]),
-                hardware=int(types[np.argmin(slowest[types])]),
-            )
-        )
-    return tuple(classes)
-
-
-def _with_worst_bundles(traffic: Traffic, partition: Partition) -> Quotient:
-    """`bundles`: ranks and groups folded as if the fabric never bound; each class then rides its worst bundles.
-
-    For every class of groups, level and direction the bundle with the largest load over capacity that any of its
-    groups touches is played, with the summed weight of every class on it. An estimate: it neither lets groups of a
-    class part, nor lets a bundle's neighbours free it earlier.
-    """
-    bundles_from = 4 * traffic.cluster.gpus
-    total = traffic.capacity.size
-    loads = np.zeros(total)
-    sums = []
-    for number, channel in enumerate(traffic.channels):
-        footprint = channel.footprint
-        keep = (footprint.link >= bundles_from) & ~traffic.slack[footprint.link]
-        colours = partition.groups[number][footprint.group[keep]].astype(np.int64)
-        key, inverse = np.unique(colours * total + footprint.link[keep], return_inverse=True)
-        weight = np.bincount(inverse, weights=footprint.weight[keep], minlength=key.size)
-        sums.append((key // total, key % total, weight))
-        np.add.at(loads, key % total, weight)
-    pressure = loads / traffic.capacity
-    tiers = [
-        (traffic.cluster.bundle_offset(level, down), traffic.cluster.bundle_capacity(level).size)
-        for level in LEVELS
-        for down in (False, True)
-    ]
-    chosen: set[int] = set()
-    for classes, link, _ in sums:
-        for first, size in tiers:
-            inside = (link >= first) & (link < first + size)
-            if inside.any():
-                order = np.lexsort((-link[inside], pressure[link[inside]], classes[inside]))
-                last = np.diff(classes[inside][order], append=-1) != 0
-                chosen.update(int(x) for x in link[inside][order][last])
-    kept = np.array(sorted(chosen), dtype=np.int64)
-    colours_of_links = partition.link.copy()
-    colours_of_links[kept] = np.arange(kept.size) + int(partition.link.max(initial=-1)) + 1
-    folded = quotient(traffic, Partition(partition.rank, partition.groups, colours_of_links, partition.rounds))
-    return replace(folded, approximate=bool(kept.size))

@@ -19,7 +19,7 @@ import numpy as np
 
 from colossim.catalog.types import NodeType
 from colossim.collective import Timing, timing
-from colossim.fold import GroupClass, Quotient, RankClass
+from colossim.quotient import GroupClass, Quotient, RankClass
 from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
 
 #: Index into engine.record.CATEGORIES of what a channel's exposed time is called.

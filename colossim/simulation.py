@@ -19,7 +19,8 @@ from colossim.cluster import Cluster, build_cluster
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
 from colossim.errors import DoesNotFit, ScenarioError
-from colossim.fold import Quotient, fold
+from colossim.fold import fold
+from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import Scenario

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from colossim import patterns
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
-from colossim.patterns import LEVELS, Constants, Floats, Footprint, Ints
+from colossim.footprint import LEVELS, Constants, Floats, Footprint, Ints
 from colossim.scenario.derive import Plan
 
 #: Channels a job can have, in the order in which they are numbered.

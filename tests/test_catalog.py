@@ -42,7 +42,7 @@ def parameters(model):
     """Parameters of a decoder, weight by weight.
 
     Attention: queries and output 2 h a d, keys and values 2 h g d. MLP: 2 or 3 matrices h x f, by expert;
-    router h x E. Norms: h a piece, twice with a bias (layer norm). Biases of linear layers where there are any.
+    router h x E. Norms: h a piece, twice with a bias (layer norm). Biases of linear layers, if any.
     """
     h, a, g, d = model.hidden, model.heads, model.kv_heads, model.head_size
     assert model.dense_layers == 0
@@ -144,7 +144,7 @@ def test_facts_are_frozen_and_strict():
         (3, (), (1.0, 1.0)),
         (3, (2,), (2.0, 1.0)),
         (4, (1, 7), (1.0, 7.0, 1.0)),
-        (2, (1, 7), (1.0,)),
+        (2, (7, 1), (7.0,)),
     ],
 )
 def test_oversubscription_has_one_number_a_boundary(tiers, given, stored):
@@ -181,3 +181,8 @@ def test_changes_reach_into_nested_fields():
     software = catalog.based("software", {"base": "megatron-2024", "host": {"forward": "1 ms"}})
     host = catalog.Software.model_validate(software).host
     assert (host.forward, host.exponent) == (1e-3, 3.85)
+
+
+def test_a_ratio_beyond_the_top_tier_is_an_error():
+    with pytest.raises(ValueError, match="2 tiers have 1 boundaries"):
+        Fabric(type="rail-optimized", tiers=2, link="400 Gb/s", switch_ports=64, oversubscription=(1, 7))

@@ -275,7 +275,7 @@ def test_all_problems_at_once_in_the_order_of_the_file(write):
 
 
 def test_rules_are_checked_beside_fields_that_no_rule_reads(write):
-    """A misspelt top-level key, a wrong fabric and a wrong run don't hide that the stages don't divide the layers."""
+    """An unknown top-level key, a wrong fabric and a wrong run don't hide that stages don't divide layers."""
     path = write(
         GOOD[12:],
         GOOD[12:]

@@ -72,13 +72,12 @@ def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> lis
         return [Problem("cluster.fabric.switch_ports", message)]
     problems = []
     boundaries = fabric.tiers - 1
-    if any(ratio != 1 for ratio in fabric.oversubscription[boundaries:]):
-        message = f"{len(fabric.oversubscription)} ratios, but {fabric.tiers} tiers have {boundaries} boundaries"
-        problems.append(Problem("cluster.fabric.oversubscription", message))
-    per_node = max(t.gpus for t in types)
     rails = max(t.rails for t in types)
     optimized = fabric.type == "rail-optimized"
-    per_leaf = math.ceil(per_node / rails) if optimized else per_node
+    if optimized and not boundaries and (fabric.rails == "spine" or len({t.rails for t in types}) > 1):
+        message = "with one tier rails meet over NVLink only: use `rails: forward` and nodes with as many rails, or tiers: 2"
+        problems.append(Problem("cluster.fabric.rails", message))
+    per_leaf = max(math.ceil(t.gpus / t.rails) if optimized else t.gpus for t in types)
     leaves_a_pod = rails if optimized else 1
     down = fabric.nodes_per_pod * per_leaf
     up = math.ceil(down / fabric.ratio(0)) if boundaries else 0

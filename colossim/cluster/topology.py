@@ -80,6 +80,10 @@ class Cluster:
         return int(self.node_type.size)
 
     @cached_property
+    def _node_rails(self) -> Ints:
+        return np.array([t.rails for t in self.node_types], np.int16)
+
+    @cached_property
     def rails(self) -> int:
         """Leaves a pod: one a rail on a rail-optimized fabric, else one."""
         return int(self.gpu_rail.max()) + 1 if self.fabric.type == "rail-optimized" else 1
@@ -176,8 +180,10 @@ class Cluster:
         inside = self.gpu_node[src] == self.gpu_node[dst]
         exit_gpu = np.asarray(src)
         if self.rails > 1 and self.fabric.rails == "forward":
-            # With fewer rails than GPUs the neighbour in the same tray is the one to forward to.
-            exit_gpu = np.where(inside, src, src + (self.gpu_rail[dst] - self.gpu_rail[src]))
+            # With fewer rails than GPUs the neighbour in the same tray is the one to forward to; a node that hasn't the
+            # destination's rail sends over the spine.
+            there = inside | (self.gpu_rail[dst] >= self._node_rails[self.gpu_type[src]])
+            exit_gpu = np.where(there, src, src + (self.gpu_rail[dst] - self.gpu_rail[src]))
         level = np.ones(inside.shape, np.int8)
         for place in (self.leaf, self.block, self.zone):
             level += place(exit_gpu) != place(dst)

@@ -15,7 +15,7 @@ import simpy
 
 from colossim.collective import Timing
 from colossim.engine.network import Activity, Network
-from colossim.fold import GroupClass, RankClass
+from colossim.quotient import GroupClass, RankClass
 from colossim.segments import (
     CATEGORY,
     Alone,

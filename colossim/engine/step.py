@@ -10,7 +10,7 @@ import simpy
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, STRAGGLER, Group, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
-from colossim.fold import LinkClass, Quotient
+from colossim.quotient import LinkClass, Quotient
 from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS
 

@@ -56,7 +56,7 @@ def translated(
         if field in found or (item["type"] == "too_short" and item["input"]):
             continue
         at_key = item["type"] == "extra_forbidden" or rest == ("[key]",)
-        place = _place((*under, *path), keys if at_key else values, keys)
+        place = place_of((*under, *path), keys if at_key else values, keys)
         message = _message(item, root, path)
         if path in _EITHER:
             message = f"{_should_be(item['input'])} {_EITHER[path]}"
@@ -66,7 +66,8 @@ def translated(
     return list(found.values())
 
 
-def _place(path: Path_, first: Mapping[Path_, Place], keys: Mapping[Path_, Place]) -> Place:
+def place_of(path: Path_, first: Mapping[Path_, Place], keys: Mapping[Path_, Place]) -> Place:
+    """Where a path stands by the first table, or else its nearest enclosing path by the second."""
     place = first.get(path)
     while place is None and path:
         path = path[:-1]

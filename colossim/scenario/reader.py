@@ -17,7 +17,7 @@ from colossim.catalog import KINDS, Extra, entry, read_extra
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.derive import derive
 from colossim.scenario.fields import wrong_path
-from colossim.scenario.messages import NOWHERE, Place, translated
+from colossim.scenario.messages import Place, place_of, translated
 from colossim.scenario.schema import LATER_KEYS, LATER_VALUES, Scenario
 from colossim.shipped import scenario_path
 from colossim.yaml12 import Document, Path_, dotted
@@ -183,7 +183,9 @@ def _extra(value: dict[str, Any], file: str, problems: list[Problem], places: Ma
         document = read_extra(path)
     except ScenarioError as error:
         problems += [
-            p if p.line else Problem("catalog", f"{p.file}: {p.message}", *places.get(("catalog",), NOWHERE))
+            p
+            if p.line
+            else Problem("catalog", f"{p.file}: {p.message}", *place_of(("catalog",), places, places))
             for p in error.problems
         ]
         return {}
@@ -250,11 +252,11 @@ def _later(
         owner = _at(value, later[:-1])
         if isinstance(owner, dict) and later[-1] in owner:
             message = f"isn't available yet: it comes with {what}; leave it out"
-            found.append(Problem(dotted(later), message, *keys.get(later, NOWHERE)))
+            found.append(Problem(dotted(later), message, *place_of(later, keys, keys)))
     for later, values in LATER_VALUES.items():
         word = _at(value, later)
         if isinstance(word, str) and word in values:
-            found.append(Problem(dotted(later), _not_yet(word, values[word]), *places.get(later, NOWHERE)))
+            found.append(Problem(dotted(later), _not_yet(word, values[word]), *place_of(later, places, keys)))
     return found
 
 
@@ -288,7 +290,9 @@ def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list
     for i, case in enumerate(scenario.cases):
         if case.name is not None and case.name in seen:
             message = f"`{case.name}` is taken: names are unique"
-            problems.append(Problem(f"cases.{i}.name", message, *places.get(("cases", i, "name"), NOWHERE)))
+            problems.append(
+                Problem(f"cases.{i}.name", message, *place_of(("cases", i, "name"), places, places))
+            )
         seen.add(case.name or str(i))
         for path in case.set:
             problems += _unsettable(("cases", i, "set"), path, places)
@@ -296,7 +300,7 @@ def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list
         problems += _unsettable(("grid",), path, places)
         if not values:
             message = "is empty: it needs at least one value"
-            problems.append(Problem(f"grid.{path}", message, *places.get(("grid", path), NOWHERE)))
+            problems.append(Problem(f"grid.{path}", message, *place_of(("grid", path), places, places)))
     return problems
 
 
@@ -307,5 +311,5 @@ def _unsettable(owner: Path_, path: str, places: Mapping[Path_, Place]) -> list[
     return (
         []
         if wrong is None
-        else [Problem(dotted((*owner, path)), wrong, *places.get((*owner, path), NOWHERE))]
+        else [Problem(dotted((*owner, path)), wrong, *place_of((*owner, path), places, places))]
     )

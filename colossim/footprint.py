@@ -1,0 +1,147 @@
+"""What groups of ranks put on links, as arrays over all groups of a channel, and how edges become links.
+
+A *group* communicates over *edges* (one rank's message to the next). A `Footprint` holds, for all groups of one channel at
+once, how many edges cross each link. Progress of a group is counted in bytes on **one network edge** (an NVLink edge if the
+group sits in one node), so the weight of a link is the number of edges on it and filling is fair per flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim.cluster import NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, Routes
+
+Floats = NDArray[np.float64]
+Ints = NDArray[Any]
+#: Levels of bundles: leaf, block, zone.
+LEVELS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Links under the groups of one channel. G groups; own links are those of the ranks' own GPUs.
+
+    own: (role, link kind, weights over the cluster's GPUs); a rank's role says which of its groups is meant.
+    group, link, weight: further links, coordinate by coordinate (bundles of the fabric, a neighbour's NIC or NVLink).
+    share: (G,) part of a collective's S bytes that one pass puts on one edge.
+    latency: (G,) s of one pass over the group (a ring's n-1 steps, a message's way).
+    nvlink_load, nic_load: (G,) s/byte: largest weight over what a collective sustains on such a link.
+    crossings: (3, G) edges that use the up (and the down) bundles of level 1, 2, 3.
+    feeds: (2, 3, gpus) bool: whether that GPU's NIC out (0) or in (1) carries traffic over bundles of level 1, 2, 3.
+    Bundles of a level that cannot bind whatever the job are in `crossings` only, not in the coordinates.
+    """
+
+    own: tuple[tuple[int, int, Floats], ...]
+    group: Ints
+    link: Ints
+    weight: Floats
+    share: Floats
+    latency: Floats
+    nvlink_load: Floats
+    nic_load: Floats
+    crossings: Floats
+    feeds: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Per GPU, from its node type: what collectives sustain and what a step costs before the switches."""
+
+    nvlink_hop: Floats  # s of one step over NVLink
+    network_hop: Floats  # s of one step over the network, without switches
+    nvlink_rate: Floats  # bytes/s that a collective sustains on an NVLink edge
+    nic_rate: Floats  # bytes/s that a collective sustains on a network edge
+
+    @staticmethod
+    def of(cluster: Cluster) -> Constants:
+        types = cluster.node_types
+        link = cluster.fabric.link
+
+        def column(values: list[float]) -> Floats:
+            return np.asarray(values, dtype=np.float64)[cluster.gpu_type]
+
+        return Constants(
+            nvlink_hop=column([t.nvlink_ring.hop for t in types]),
+            network_hop=column([t.network.hop for t in types]),
+            nvlink_rate=column([t.nvlink_ring.bandwidth for t in types]),
+            nic_rate=column([t.network.efficiency * min(t.nic, link) for t in types]),
+        )
+
+
+class Edges:
+    """Collects the links under network edges (src, dst GPUs, one weight each) of given groups."""
+
+    def __init__(self, cluster: Cluster, groups: int) -> None:
+        self.cluster = cluster
+        self.crossings = np.zeros((3, groups))
+        self.feeds = np.zeros((2, 3, cluster.gpus), dtype=bool)
+        self._rows: list[tuple[Ints, Ints, Floats]] = []
+
+    def add(self, group: Ints, link: Ints, weight: Floats) -> None:
+        if group.size:
+            self._rows.append((group, link, weight))
+
+    def message(self, group: Ints, src: Ints, dst: Ints, routes: Routes) -> NDArray[np.bool_]:
+        """Books bundles and relays of edges outside the node; returns which edges leave by their own NIC."""
+        cluster = self.cluster
+        gpus = cluster.gpus
+        relayed = (routes.exit_gpu != src) & (routes.level > 0)
+        if relayed.any():
+            via, one = routes.exit_gpu[relayed], np.ones(int(relayed.sum()))
+            for link in (NVLINK_OUT * gpus + src[relayed], NVLINK_IN * gpus + via, NIC_OUT * gpus + via):
+                self.add(group[relayed], link, one)
+        for level in LEVELS:
+            crossing = routes.level > level
+            if not crossing.any():
+                break
+            who, out, into = group[crossing], routes.exit_gpu[crossing], dst[crossing]
+            self.crossings[level - 1] += np.bincount(who, minlength=self.crossings.shape[1])
+            self.feeds[0, level - 1, out] = True
+            self.feeds[1, level - 1, into] = True
+            if cluster.can_bind(level):
+                member_of = (cluster.leaf, cluster.block, cluster.zone)[level - 1]
+                one = np.ones(who.size)
+                self.add(who, cluster.bundle_offset(level, False) + member_of(out), one)
+                self.add(who, cluster.bundle_offset(level, True) + member_of(into), one)
+        own: NDArray[np.bool_] = ~relayed & (routes.level > 0)
+        return own
+
+    def rows(self) -> tuple[Ints, Ints, Floats]:
+        if not self._rows:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+        group, link, weight = (np.concatenate(column) for column in zip(*self._rows, strict=True))
+        return group, link, weight
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Members of each group that share a node: (runs,) arrays; members ascend, so a node's members are neighbours.
+
+    start: index into the flat member list.  size: members (q_i).  group: whose.  first: (G,) first run of each group.
+    count: (G,) runs (nodes, N).  lanes: (G,) rings side by side: the largest q_i, or 1 inside one node.
+    """
+
+    start: Ints
+    size: Ints
+    group: Ints
+    first: Ints
+    count: Ints
+    lanes: Ints
+
+    @staticmethod
+    def of(cluster: Cluster, members: Ints) -> Runs:
+        groups, n = members.shape
+        node = cluster.gpu_node[members]
+        new = np.ones(node.shape, dtype=bool)
+        new[:, 1:] = node[:, 1:] != node[:, :-1]
+        start = np.flatnonzero(new.ravel())
+        size = np.diff(start, append=groups * n)
+        group = start // n
+        count = new.sum(axis=1)
+        first = np.concatenate(([0], np.cumsum(count)[:-1]))
+        widest = np.maximum.reduceat(size, first)
+        return Runs(start, size, group, first, count, np.where(count > 1, widest, 1))

@@ -1,0 +1,257 @@
+"""The coarsest partition that folds exactly, found by colour refinement.
+
+The classes are an **equitable partition**: links of a class have the same capacity and the same summed weight from each
+class of groups; groups of a class touch the same set of link classes and have members of the same set of rank classes;
+ranks of a class run the same program on the same hardware and belong to groups of the same classes. In progressive
+filling all flows of a class then see the same loads and freeze together, so every event happens when it would unfolded.
+One pass of signatures is not enough: classes are refined on hashed arrays until they stand still.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim.footprint import Floats, Ints
+from colossim.traffic import BOUNDARY_CHANNELS, Traffic
+
+Hashes = NDArray[np.uint64]
+
+#: Weights enter hashes as whole multiples of 2^-20, so that sums are exact.
+_PER_UNIT = 2.0**20
+#: Odd factors that keep link kinds and roles apart in sums of hashes.
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], np.uint64)
+
+
+def _mix(values: NDArray[np.generic] | int, salt: int) -> Hashes:
+    """splitmix64 of integers: a 64-bit hash whose sums identify multisets (Steele et al. 2014, mix13)."""
+    x = np.asarray(values).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        x = x + np.uint64((0x9E3779B97F4A7C15 * (salt + 1)) % 2**64)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _colours(signature: Hashes) -> tuple[Ints, int]:
+    """Dense colours of equal signatures, and how many there are."""
+    if signature.size == 0:
+        return np.zeros(0, np.int32), 0
+    values = np.unique(signature)
+    if values.size == 1:
+        return np.zeros(signature.size, np.int32), 1
+    return np.searchsorted(values, signature).astype(np.int32), int(values.size)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Classes of ranks, groups (a channel at a time) and links. Colours are dense from 0.
+
+    rank: (R,).  groups: (G,) a channel.  link: (links,) -1 where nothing binding crosses.  rounds: of refinement.
+    """
+
+    rank: Ints
+    groups: tuple[Ints, ...]
+    link: Ints
+    rounds: int
+
+
+@dataclass(frozen=True)
+class _Static:
+    """What refinement starts from and what its rounds reuse.
+
+    own: (channel, role, link kind, weights over the ranks' GPUs) where any is positive.  extras: a channel's further
+    (group, link, weight).  touched: links that carry anything binding.  capacity: a hash of each link's capacity.
+    group_start: a hash of the static facts of each group, a channel.
+    """
+
+    own: tuple[tuple[int, int, int, Hashes], ...]
+    extras: tuple[tuple[Ints, Ints, Hashes], ...]
+    touched: NDArray[np.bool_]
+    capacity: Hashes
+    group_start: tuple[Hashes, ...]
+
+
+def _quantised(weights: Floats) -> Hashes:
+    return (weights * _PER_UNIT).astype(np.uint64)
+
+
+def _bits(values: Floats, salt: int) -> Hashes:
+    """A hash of floats by their bits."""
+    return _mix(np.ascontiguousarray(values, dtype=np.float64).view(np.uint64), salt)
+
+
+def _static(traffic: Traffic, bundles: bool) -> _Static:
+    gpus, ranks = traffic.cluster.gpus, traffic.ranks
+    own, extras, starts = [], [], []
+    touched = np.zeros(traffic.capacity.size, dtype=bool)
+    for number, channel in enumerate(traffic.channels):
+        footprint = channel.footprint
+        for role, kind, weights in footprint.own:
+            used = weights[:ranks] > 0
+            if used.any():
+                own.append((number, role, kind, _quantised(weights[:ranks])))
+                touched[kind * gpus : kind * gpus + ranks] |= used
+        keep = ~traffic.slack[footprint.link]
+        if not bundles:
+            keep &= footprint.link < 4 * gpus
+        link = footprint.link[keep]
+        extras.append((footprint.group[keep], link, _quantised(footprint.weight[keep])))
+        touched[link] = True
+        start = _mix(np.array([channel.size]), 11 + number)
+        for salt, column in enumerate((footprint.latency, footprint.nvlink_load, footprint.nic_load, footprint.share)):
+            start = start + _bits(column, 101 + salt)
+        starts.append(start)
+    return _Static(tuple(own), tuple(extras), touched, _bits(traffic.capacity, 7), tuple(starts))
+
+
+def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = None) -> Partition:
+    """The coarsest equitable partition, by colour refinement until the number of classes stands still.
+
+    Links are coloured from groups alone, so that they stand still when the groups do. bundles: whether the fabric's
+    binding bundles take part.  most_rounds stops early, which is *wrong* and exists for the test that shows so.
+    """
+    static = _static(traffic, bundles)
+    rank, ranks = _colours(_mix(traffic.stage, 1) + _mix(traffic.hardware, 2))
+    groups: list[Ints] = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
+    counts: tuple[int, ...] = ()
+    link_signature = static.capacity
+    rounds = 0
+    while most_rounds is None or rounds < most_rounds:
+        rounds += 1
+        groups, group_counts = _refine_groups(traffic, static, rank, groups, link_signature)
+        link_signature = _refine_links(traffic, static, groups)
+        rank, ranks = _refine_ranks(traffic, rank, groups)
+        now = (ranks, *group_counts)
+        if now == counts:
+            break
+        counts = now
+    link = np.full(traffic.capacity.size, -1, np.int32)
+    touched = np.flatnonzero(static.touched)
+    kind = np.minimum(touched // traffic.cluster.gpus, 4)
+    link[touched] = _by_first(_colours(link_signature[touched] + _table(4, 5)[kind])[0])
+    return Partition(_by_first(rank), tuple(_by_first(colours) for colours in groups), link, rounds)
+
+
+def _by_first(colours: Ints) -> Ints:
+    """The same partition with classes numbered by their first element, so that classes read in the order of ranks."""
+    first = firsts(colours)
+    position = np.empty(first.size, np.int32)
+    position[np.argsort(first, kind="stable")] = np.arange(first.size, dtype=np.int32)
+    return position[colours]
+
+
+def _table(largest: int, salt: int) -> Hashes:
+    """Hashes of 0 to `largest`, to be looked up by colour."""
+    return _mix(np.arange(largest + 1), salt)
+
+
+def _hashed(colours: Ints, salt: int) -> Hashes:
+    return _table(int(colours.max(initial=0)), salt)[colours]
+
+
+def _refine_groups(
+    traffic: Traffic, static: _Static, rank: Ints, groups: list[Ints], link_signature: Hashes
+) -> tuple[list[Ints], list[int]]:
+    """Groups by static facts, the set of their members' (rank colour, own links with weights), and other links touched."""
+    gpus = traffic.cluster.gpus
+    refined, counts = [], []
+    rank_hash = [_hashed(rank, 21 + role) for role in (0, 1)]
+    for number, channel in enumerate(traffic.channels):
+        boundary = channel.name in BOUNDARY_CHANNELS
+        seen = [rank_hash[role] for role in range(len(channel.roles))]
+        for owner, role, kind, weights in static.own:
+            if owner == number:
+                touched = (link_signature[kind * gpus : kind * gpus + traffic.ranks] ^ weights) * _ODD[kind]
+                seen[role] = seen[role] + np.where(weights > 0, touched, np.uint64(0))
+        signature = static.group_start[number] + _hashed(groups[number], 3)
+        if boundary:
+            signature = signature + _mix(seen[0][channel.members[:, 0]], 41) + _mix(seen[1][channel.members[:, 1]], 42)
+        else:
+            signature = signature + _set_hash(seen[0], channel.members)
+        group, link, weights = static.extras[number]
+        if group.size:
+            signature = signature + _set_rows(group, link_signature[link] ^ _mix(weights, 37), channel.groups)
+        colours, count = _colours(signature)
+        refined.append(colours)
+        counts.append(count)
+    return refined, counts
+
+
+def _set_hash(items: Hashes, members: Ints) -> Hashes:
+    """items over ranks, members (G, n) -> (G,) hash of the *set* of items of each group's members."""
+    groups, n = members.shape
+    if n <= 8:
+        ordered = np.sort(items[members], axis=1)
+        fresh = np.ones(ordered.shape, dtype=bool)
+        fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        hashes: Hashes = np.where(fresh, _mix(ordered, 51), np.uint64(0))
+        return np.asarray(hashes.sum(axis=1, dtype=np.uint64))
+    colours, many = _colours(items)
+    if groups * many <= 8 * members.size + 4096:
+        present = np.zeros((groups, many), dtype=bool)
+        present[np.arange(groups)[:, None], colours[members]] = True
+        values = np.zeros(many, np.uint64)
+        values[colours] = items
+        return np.asarray(np.where(present, _mix(values, 51), np.uint64(0)).sum(axis=1, dtype=np.uint64))
+    return _set_rows(np.repeat(np.arange(groups), n), items[members].ravel(), groups)
+
+
+def _set_rows(group: Ints, item: Hashes, groups: int) -> Hashes:
+    """(groups,) hash of the set of items that each group has among rows (group, item)."""
+    order = np.lexsort((item, group))
+    group, item = group[order], item[order]
+    fresh = np.ones(group.size, dtype=bool)
+    fresh[1:] = (group[1:] != group[:-1]) | (item[1:] != item[:-1])
+    total = np.zeros(groups, np.uint64)
+    np.add.at(total, group[fresh], _mix(item[fresh], 51))
+    return total
+
+
+def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hashes:
+    """Links by capacity and the summed weight from each class of groups."""
+    gpus, ranks = traffic.cluster.gpus, traffic.ranks
+    signature = static.capacity.copy()
+    colour_hash = [_hashed(colours, 61 + number) for number, colours in enumerate(groups)]
+    for number, role, kind, weights in static.own:
+        # Where a rank has no group of the channel (-1) its weight is 0.
+        signature[kind * gpus : kind * gpus + ranks] += colour_hash[number][traffic.channels[number].roles[role]] * weights
+    for number, (group, link, weights) in enumerate(static.extras):
+        if group.size:
+            np.add.at(signature, link, colour_hash[number][group] * weights)
+    return signature
+
+
+def _refine_ranks(traffic: Traffic, rank: Ints, groups: list[Ints]) -> tuple[Ints, int]:
+    """Ranks by their colour so far and the colours of their groups, role by role."""
+    signature = _hashed(rank, 71)
+    for number, channel in enumerate(traffic.channels):
+        # The table's last entry is for ranks without a group (-1).
+        table = np.append(_table(int(groups[number].max(initial=0)), 73 + 2 * number), np.uint64(0))
+        colours = np.append(groups[number], np.int32(table.size - 1))
+        for role, group_of in enumerate(channel.roles):
+            signature = signature + table[colours[group_of]] * _ODD[role]
+    return _colours(signature)
+
+
+def identity(traffic: Traffic) -> Partition:
+    """Every rank, group and link a class of its own: `fold: off`, the reference."""
+    touched = _static(traffic, True).touched
+    link = np.full(traffic.capacity.size, -1, np.int32)
+    link[touched] = np.arange(int(touched.sum()), dtype=np.int32)
+    return Partition(
+        np.arange(traffic.ranks, dtype=np.int32),
+        tuple(np.arange(c.groups, dtype=np.int32) for c in traffic.channels),
+        link,
+        0,
+    )
+
+
+def firsts(colours: Ints) -> Ints:
+    """(classes,) index of the first element of each colour."""
+    count = int(colours.max()) + 1 if colours.size else 0
+    first = np.full(count, colours.size, np.int64)
+    np.minimum.at(first, colours, np.arange(colours.size))
+    return first

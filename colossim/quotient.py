@@ -1,0 +1,265 @@
+"""The folded job: one representative a class, with the links that it touches and the weights that a link sees.
+
+The engine plays a `Quotient` and knows nothing of ranks and links behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from colossim.footprint import LEVELS, Floats, Ints
+from colossim.partition import Partition, firsts
+from colossim.traffic import BOUNDARY_CHANNELS, Channel, Traffic
+
+
+@dataclass(frozen=True)
+class GroupClass:
+    """Groups that behave alike. members: rank classes, a role each for boundaries (sender, receiver).
+
+    links: (link class, summed weight of the whole class on one such link).  passive: the same for `Quotient.passive`,
+    averaged over the links.  share: part of S that one pass puts on an edge.  latency: s a pass.
+    nvlink_load, nic_load: s/byte of an edge.  hardware: node type of the slowest member.
+    """
+
+    channel: int
+    count: int
+    size: int
+    members: tuple[int, ...]
+    links: tuple[tuple[int, float], ...]
+    passive: tuple[tuple[int, float], ...]
+    share: float
+    latency: float
+    nvlink_load: float
+    nic_load: float
+    hardware: int
+
+
+@dataclass(frozen=True)
+class LinkClass:
+    """Links that behave alike. kind: a name of LINK_KINDS.  capacity: bytes/s of one.  first: the lowest link."""
+
+    kind: str
+    count: int
+    capacity: float
+    first: int
+
+
+@dataclass(frozen=True)
+class RankClass:
+    """Ranks that behave alike. groups: the class of their group in each (channel, role), -1 where they have none."""
+
+    stage: int
+    hardware: int
+    count: int
+    first: int
+    groups: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """The folded job: what the engine plays. channels: names; groups: classes a channel.
+
+    links: classes of links that can bind.  passive: the fabric's other bundles, one entry a level and direction, which
+    carry bytes but never bind.  foreign: channels that use NICs or NVLinks of GPUs which are not members (relays).
+    approximate: whether `bundles` made the answer an estimate.
+    """
+
+    ranks: tuple[RankClass, ...]
+    channels: tuple[str, ...]
+    groups: tuple[tuple[GroupClass, ...], ...]
+    links: tuple[LinkClass, ...]
+    passive: tuple[LinkClass, ...]
+    partition: Partition
+    foreign: frozenset[int]
+    approximate: bool
+
+
+def quotient(traffic: Traffic, partition: Partition) -> Quotient:
+    """One representative a class, with the links that it touches and the weights that a link sees."""
+    cluster, ranks = traffic.cluster, traffic.ranks
+    gpus = cluster.gpus
+    rank_first = firsts(partition.rank)
+    rank_count = np.bincount(partition.rank)
+    seen = np.flatnonzero(partition.link >= 0)
+    link_first = seen[firsts(partition.link[seen])]
+    link_count = np.bincount(partition.link[seen])
+    links = tuple(
+        LinkClass(cluster.link_kind_name(int(f)), int(c), float(traffic.capacity[f]), int(f))
+        for f, c in zip(link_first, link_count, strict=True)
+    )
+    passive = _passive_links(traffic, partition)
+    group_classes = []
+    for number, channel in enumerate(traffic.channels):
+        first = firsts(partition.groups[number])
+        rows = _link_rows(channel, partition, number, link_first, gpus, ranks)
+        group_classes.append(_group_classes(traffic, channel, number, partition, first, rows, passive))
+    rank_classes = tuple(
+        RankClass(
+            stage=int(traffic.stage[f]),
+            hardware=int(traffic.hardware[f]),
+            count=int(c),
+            first=int(f),
+            groups=tuple(
+                tuple(int(partition.groups[number][role[f]]) if role[f] >= 0 else -1 for role in channel.roles)
+                for number, channel in enumerate(traffic.channels)
+            ),
+        )
+        for f, c in zip(rank_first, rank_count, strict=True)
+    )
+    names = tuple(channel.name for channel in traffic.channels)
+    foreign = frozenset(i for i, c in enumerate(traffic.channels) if np.any(c.footprint.link < 4 * gpus))
+    return Quotient(rank_classes, names, tuple(group_classes), links, passive, partition, foreign, False)
+
+
+def _passive_links(traffic: Traffic, partition: Partition) -> tuple[LinkClass, ...]:
+    """Bundles that the partition leaves out, a class a level and direction."""
+    cluster = traffic.cluster
+    classes = []
+    for level in LEVELS:
+        for down in (False, True):
+            first, size = cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size
+            out = first + np.flatnonzero(partition.link[first : first + size] < 0)
+            if out.size:
+                mean = float(traffic.capacity[out].mean())
+                classes.append(LinkClass(cluster.link_kind_name(first), int(out.size), mean, int(out[0])))
+    return tuple(classes)
+
+
+def _passive_weights(
+    traffic: Traffic, channel: Channel, partition: Partition, number: int, passive: tuple[LinkClass, ...]
+) -> list[Floats]:
+    """For each passive class the (group classes,) edges that a whole class puts on one of its links, on average."""
+    cluster, footprint = traffic.cluster, channel.footprint
+    colours = partition.groups[number]
+    classes = int(colours.max()) + 1
+    columns = []
+    for link_class in passive:
+        level, first, size = next(
+            (level, cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size)
+            for level in LEVELS
+            for down in (False, True)
+            if 0 <= link_class.first - cluster.bundle_offset(level, down) < cluster.bundle_capacity(level).size
+        )
+        if cluster.can_bind(level):
+            here = (footprint.link >= first) & (footprint.link < first + size)
+            here[here] = partition.link[footprint.link[here]] < 0
+            total = np.bincount(colours[footprint.group[here]], weights=footprint.weight[here], minlength=classes)
+        else:
+            total = np.bincount(colours, weights=footprint.crossings[level - 1], minlength=classes)
+        columns.append(total / link_class.count)
+    return columns
+
+
+def _link_rows(
+    channel: Channel, partition: Partition, number: int, link_first: Ints, gpus: int, ranks: int
+) -> tuple[Ints, Ints, Floats]:
+    """(group class, link class, summed weight) as one link of each class sees it."""
+    colours = partition.groups[number]
+    classes, found, weights = [], [], []
+    for role, kind, column in channel.footprint.own:
+        here = np.flatnonzero((link_first >= kind * gpus) & (link_first < kind * gpus + ranks))
+        gpu = link_first[here] - kind * gpus
+        group_of = channel.roles[role][gpu]
+        used = (column[gpu] > 0) & (group_of >= 0)
+        classes.append(colours[group_of[used]])
+        found.append(here[used])
+        weights.append(column[gpu[used]])
+    footprint = channel.footprint
+    if footprint.link.size:
+        position = np.searchsorted(np.sort(link_first), footprint.link)
+        order = np.argsort(link_first)
+        inside = position < link_first.size
+        match = np.zeros(footprint.link.size, dtype=bool)
+        match[inside] = link_first[order[position[inside]]] == footprint.link[inside]
+        classes.append(colours[footprint.group[match]])
+        found.append(order[position[match]])
+        weights.append(footprint.weight[match])
+    group_class, link_class = np.concatenate(classes), np.concatenate(found)
+    key, inverse = np.unique(group_class.astype(np.int64) * max(1, link_first.size) + link_class, return_inverse=True)
+    width = max(1, link_first.size)
+    summed = np.bincount(inverse, weights=np.concatenate(weights), minlength=key.size).astype(np.float64)
+    return key // width, key % width, summed
+
+
+def _group_classes(
+    traffic: Traffic,
+    channel: Channel,
+    number: int,
+    partition: Partition,
+    first: Ints,
+    rows: tuple[Ints, Ints, Floats],
+    passive: tuple[LinkClass, ...],
+) -> tuple[GroupClass, ...]:
+    count = np.bincount(partition.groups[number])
+    members = partition.rank[channel.members[first]]
+    hardware = traffic.hardware[channel.members[first]]
+    boundary = channel.name in BOUNDARY_CHANNELS
+    slowest = np.asarray([t.nvlink_ring.bandwidth for t in traffic.cluster.node_types])
+    bounds = np.searchsorted(rows[0], np.arange(first.size + 1))
+    footprint = channel.footprint
+    carried = _passive_weights(traffic, channel, partition, number, passive)
+    classes = []
+    for i, f in enumerate(first):
+        part = slice(int(bounds[i]), int(bounds[i + 1]))
+        row = members[i]
+        types = np.unique(hardware[i])
+        classes.append(
+            GroupClass(
+                channel=number,
+                count=int(count[i]),
+                size=channel.size,
+                members=tuple(int(m) for m in (row if boundary else np.unique(row))),
+                links=tuple(
+                    (int(link), float(weight)) for link, weight in zip(rows[1][part], rows[2][part], strict=True)
+                ),
+                passive=tuple((j, float(column[i])) for j, column in enumerate(carried) if column[i] > 0),
+                share=float(footprint.share[f]),
+                latency=float(footprint.latency[f]),
+                nvlink_load=float(footprint.nvlink_load[f]),
+                nic_load=float(footprint.nic_load[f]),
+                hardware=int(types[np.argmin(slowest[types])]),
+            )
+        )
+    return tuple(classes)
+
+
+def with_worst_bundles(traffic: Traffic, partition: Partition) -> Quotient:
+    """`bundles`: ranks and groups folded as if the fabric never bound; each class then rides its worst bundles.
+
+    For every class of groups, level and direction the bundle with the largest load over capacity that any of its
+    groups touches is played, with the summed weight of every class on it. An estimate: it neither lets groups of a
+    class part, nor lets a bundle's neighbours free it earlier.
+    """
+    bundles_from = 4 * traffic.cluster.gpus
+    total = traffic.capacity.size
+    loads = np.zeros(total)
+    sums = []
+    for number, channel in enumerate(traffic.channels):
+        footprint = channel.footprint
+        keep = (footprint.link >= bundles_from) & ~traffic.slack[footprint.link]
+        colours = partition.groups[number][footprint.group[keep]].astype(np.int64)
+        key, inverse = np.unique(colours * total + footprint.link[keep], return_inverse=True)
+        weight = np.bincount(inverse, weights=footprint.weight[keep], minlength=key.size)
+        sums.append((key // total, key % total, weight))
+        np.add.at(loads, key % total, weight)
+    pressure = loads / traffic.capacity
+    tiers = [
+        (traffic.cluster.bundle_offset(level, down), traffic.cluster.bundle_capacity(level).size)
+        for level in LEVELS
+        for down in (False, True)
+    ]
+    chosen: set[int] = set()
+    for classes, link, _ in sums:
+        for first, size in tiers:
+            inside = (link >= first) & (link < first + size)
+            if inside.any():
+                order = np.lexsort((-link[inside], pressure[link[inside]], classes[inside]))
+                last = np.diff(classes[inside][order], append=-1) != 0
+                chosen.update(int(x) for x in link[inside][order][last])
+    kept = np.array(sorted(chosen), dtype=np.int64)
+    colours_of_links = partition.link.copy()
+    colours_of_links[kept] = np.arange(kept.size) + int(partition.link.max(initial=-1)) + 1
+    folded = quotient(traffic, Partition(partition.rank, partition.groups, colours_of_links, partition.rounds))
+    return replace(folded, approximate=bool(kept.size))
