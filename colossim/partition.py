@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from colossim.cluster import LINK_KINDS
 from colossim.footprint import Floats, Ints
 from colossim.traffic import BOUNDARY_CHANNELS, Traffic
 
@@ -63,7 +64,7 @@ class _Static:
     """What refinement starts from and what its rounds reuse.
 
     own: (channel, role, link kind, weights over the ranks' GPUs) where any is positive.  extras: a channel's further
-    (group, link, weight).  touched: links that carry anything binding.  capacity: a hash of each link's capacity.
+    (group, link, weight).  touched: links that carry anything binding.  capacity: a hash of each link's capacity and kind.
     group_start: a hash of the static facts of each group, a channel.
     """
 
@@ -104,7 +105,8 @@ def _static(traffic: Traffic, bundles: bool) -> _Static:
         for salt, column in enumerate((footprint.latency, footprint.nvlink_load, footprint.nic_load, footprint.share)):
             start = start + _bits(column, 101 + salt)
         starts.append(start)
-    return _Static(tuple(own), tuple(extras), touched, _bits(traffic.capacity, 7), tuple(starts))
+    capacity = _bits(traffic.capacity, 7) + _table(len(LINK_KINDS), 5)[traffic.cluster.link_kinds()]
+    return _Static(tuple(own), tuple(extras), touched, capacity, tuple(starts))
 
 
 def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = None) -> Partition:
@@ -130,8 +132,7 @@ def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = 
         counts = now
     link = np.full(traffic.capacity.size, -1, np.int32)
     touched = np.flatnonzero(static.touched)
-    kind = np.minimum(touched // traffic.cluster.gpus, 4)
-    link[touched] = _by_first(_colours(link_signature[touched] + _table(4, 5)[kind])[0])
+    link[touched] = _by_first(_colours(link_signature[touched])[0])
     return Partition(_by_first(rank), tuple(_by_first(colours) for colours in groups), link, rounds)
 
 

@@ -164,6 +164,11 @@ class Cluster:
         bundles = [bundle for pair in self._bundles for bundle in (pair, pair)]
         return np.concatenate([self.nvlink, self.nvlink, self.nic, self.nic, *bundles])
 
+    def link_kinds(self) -> NDArray[np.int8]:
+        """(links,) index into LINK_KINDS."""
+        sizes = [self.gpus] * 4 + [bundle.size for bundle in self._bundles for _ in range(2)]
+        return np.repeat(np.arange(len(LINK_KINDS), dtype=np.int8), sizes)
+
     def link_kind_name(self, link: int) -> str:
         """Name of LINK_KINDS of a link."""
         if link < 4 * self.gpus:
