@@ -22,7 +22,9 @@ def play(changes: list[str], fold: str) -> tuple[colossim.Result, float]:
 
 
 def main() -> None:
-    print("| GPUs | ratio | classes exact | classes bundles | exact | bundles | difference | seconds exact | seconds bundles |")
+    print(
+        "| GPUs | ratio | classes exact | classes bundles | exact | bundles | difference | seconds exact | seconds bundles |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for nodes, pod, replicas, ratio in SMALL:
         changes = [

@@ -31,7 +31,7 @@ _WHERE = {
 }
 _ROOMS = ("catalog", "plot")
 
-__all__ = ["__version__", *_WHERE, *_ROOMS]  # noqa: PLE0604 (names, all of them text)
+__all__ = ["__version__", *_WHERE, *_ROOMS]
 
 if TYPE_CHECKING:
     from colossim import catalog, plot

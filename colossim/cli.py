@@ -91,8 +91,15 @@ def commands() -> None:
 @click.option("--no-plots", is_flag=True, help="Draw nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(
-    scenario: str, changes: tuple[str, ...], case: str | None, out: Path | None, force: bool, as_json: bool, no_plots: bool, quiet: bool
-) -> None:  # fmt: skip
+    scenario: str,
+    changes: tuple[str, ...],
+    case: str | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    no_plots: bool,
+    quiet: bool,
+) -> None:
     """Plays SCENARIO (a file, or the name of one that ships) and shows the result."""
     from colossim.result.summary import show, show_variants
     from colossim.result.write import prepare_out, write
@@ -119,12 +126,8 @@ def run(
                 step("writing", 0.99)
                 write(result, folder, plots=not no_plots)
     if as_json and several:
-        named = [
-            {"case": label, "measured_step_time_s": real, **result.to_dict()} for label, result, real in rows
-        ]
-        click.echo(
-            json.dumps({"scenario": variants[0].scenario.name, "cases": named}, allow_nan=False, default=list)
-        )
+        named = [{"case": label, "measured_step_time_s": real, **result.to_dict()} for label, result, real in rows]
+        click.echo(json.dumps({"scenario": variants[0].scenario.name, "cases": named}, allow_nan=False, default=list))
     elif as_json:
         click.echo(rows[0][1].to_json())
     elif several:
@@ -159,8 +162,8 @@ def check(scenario: str, changes: tuple[str, ...], case: str | None, as_json: bo
     """Reads SCENARIO and explains it; plays nothing."""
     from rich.table import Table
 
+    from colossim.explain import explain
     from colossim.scenario.reader import load_scenario
-    from colossim.simulation import explain
 
     loaded = load_scenario(scenario, set=changes, case=case)
     sections = explain(loaded)

@@ -42,11 +42,20 @@ def _advice(traffic: Traffic, classes: int, how: str) -> str:
     lines = [f"run.fold: {how} leaves {classes:,} classes of ranks; above {MOST_CLASSES:,} a step takes minutes."]
     gpus = np.arange(cluster.gpus)
     odd = sum(
-        int(np.sum(links != np.array([np.median(links[cluster.gpu_type == t]) for t in range(len(cluster.node_types))])[cluster.gpu_type]))
+        int(
+            np.sum(
+                links
+                != np.array([np.median(links[cluster.gpu_type == t]) for t in range(len(cluster.node_types))])[
+                    cluster.gpu_type
+                ]
+            )
+        )
         for links in (cluster.nic, cluster.nvlink)
     )
     if odd:
-        lines.append(f"{odd:,} links run below their rate, and each gives its peers a pace of their own: fewer of them fold better.")
+        lines.append(
+            f"{odd:,} links run below their rate, and each gives its peers a pace of their own: fewer of them fold better."
+        )
     binding = bool(np.any(~traffic.slack[4 * cluster.gpus :]))
     if binding and not traffic.aligned:
         pod = int(np.bincount(cluster.pod(gpus)).max())

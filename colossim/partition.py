@@ -218,7 +218,9 @@ def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hash
     colour_hash = [_hashed(colours, 61 + number) for number, colours in enumerate(groups)]
     for number, role, kind, weights in static.own:
         # Where a rank has no group of the channel (-1) its weight is 0.
-        signature[kind * gpus : kind * gpus + ranks] += colour_hash[number][traffic.channels[number].roles[role]] * weights
+        signature[kind * gpus : kind * gpus + ranks] += (
+            colour_hash[number][traffic.channels[number].roles[role]] * weights
+        )
     for number, (group, link, weights) in enumerate(static.extras):
         if group.size:
             np.add.at(signature, link, colour_hash[number][group] * weights)

@@ -249,9 +249,7 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
     )
 
 
-def _rail_messages(
-    cluster: Cluster, flat: Ints, group: Ints, groups: int
-) -> tuple[Ints, Floats, Ints, Floats, Ints]:
+def _rail_messages(cluster: Cluster, flat: Ints, group: Ints, groups: int) -> tuple[Ints, Floats, Ints, Floats, Ints]:
     """Messages over the leaf bundles when every message leaves on its destination's rail, a (group, leaf) at a time.
 
     Up leaf (pod P, rail r): members in P x members on r outside P. Down: members on (P, r) x members outside P.
@@ -266,7 +264,7 @@ def _rail_messages(
     whose, which = key // leaves, key % leaves
     first = np.unique(group * leaves + leaf, return_index=True)[1]
     pod_key = whose * leaves + which // rails
-    pods, pod_of = np.unique(pod_key, return_inverse=True)
+    _, pod_of = np.unique(pod_key, return_inverse=True)
     in_pod = np.bincount(pod_of, weights=on_leaf)[pod_of]
     rail_key = whose * rails + rail[first]
     on_rail = np.bincount(rail_key, weights=on_leaf, minlength=groups * rails)[rail_key]

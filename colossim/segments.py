@@ -224,15 +224,12 @@ class Compiler:
 
     def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
         """The legs of one rank class: passes in the schedule's order, then the epilogue."""
-        shapes = tuple(
-            self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels))
-        )
+        shapes = tuple(self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels)))
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
-        for body, host, where in (
-            [(p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes]
-            + [(program.epilogue, 0.0, (2, -1, -1))]
-        ):
+        for body, host, where in [
+            (p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes
+        ] + [(program.epilogue, 0.0, (2, -1, -1))]:
             if not body:
                 continue
             key = (id(body), host, rank.hardware, rank.stage == 0, rank.stage == self._last, shapes, posted)
@@ -306,7 +303,9 @@ class Compiler:
             channel = self._number[op.direction]
             group = self._group(rank, channel)
             assert group is not None
-            wraps = (op.direction == "forward" and rank.stage == self._last) - (op.direction == "backward" and rank.stage == 0)
+            wraps = (op.direction == "forward" and rank.stage == self._last) - (
+                op.direction == "backward" and rank.stage == 0
+            )
             steps.append(Ship(channel, timing("send", op.size, group, self.nodes[group.hardware]), op.blocking, wraps))
         elif isinstance(op, Receive):
             steps.append(Fetch(self._number[op.direction]))
@@ -324,9 +323,7 @@ class Compiler:
         assert group is not None
         return channel, group, timing(op.operation, op.size, group, self.nodes[group.hardware])
 
-    def _with_host(
-        self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass
-    ) -> tuple[Op | _Host, ...]:
+    def _with_host(self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass) -> tuple[Op | _Host, ...]:
         """Adds what launching the pass's kernels costs beyond running them: (gpu^q + host^q)^(1/q) - gpu (models.md 2)."""
         if host <= 0:
             return ops

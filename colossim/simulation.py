@@ -25,16 +25,14 @@ from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler, Leg
-from colossim.traffic import Traffic, build_traffic, describe, stage_of_ranks
-from colossim.units import format_count, format_rate, format_size
-from colossim.workload.kernels import kernel_time
+from colossim.traffic import Traffic, build_traffic, stage_of_ranks
+from colossim.units import format_size
 from colossim.workload.build import build_programs
+from colossim.workload.kernels import kernel_time
 from colossim.workload.memory import memory_by_stage, suggestions
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram
 from colossim.workload.transformer import (
-    active_parameters,
     model_flops_per_token,
-    parameters,
     recomputed_flops_per_token,
 )
 
@@ -126,7 +124,9 @@ def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
     if worst <= 0:
         return
     fixes = suggestions(scenario, min(capacity))
-    advice = "; ".join(fixes) if fixes else "no change of one or two settings would: use more GPUs a replica, or larger ones"
+    advice = (
+        "; ".join(fixes) if fixes else "no change of one or two settings would: use more GPUs a replica, or larger ones"
+    )
     raise DoesNotFit(
         f"the model doesn't fit: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
         f"{format_size(worst)} more than its {format_size(limit)} (parameters {format_size(memory.parameters)}, gradients "
@@ -169,13 +169,13 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     again = recomputed_flops_per_token(job.model, job.sequence_length, job.recompute, job.software.attention)
     peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
     capacity = stage_capacity(plan, cluster)
-    memory = max(
-        zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1]
-    )
+    memory = max(zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1])
     quotient = setup.quotient
     assumptions = list(scenario.assumptions)
     if quotient.approximate:
-        assumptions.append("run.fold: bundles is an estimate: each transfer rides the worst bundle it touches (within about 2 %)")
+        assumptions.append(
+            "run.fold: bundles is an estimate: each transfer rides the worst bundle it touches (within about 2 %)"
+        )
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return build_result(
         scenario,
@@ -227,55 +227,3 @@ def mix(record: StepRecord) -> dict[str, Any] | None:
         rows[kind] = {"compute_s": float(mean[compute]), "waits_for_slower_s": float(mean[straggler])}
     slowest = max(rows, key=lambda kind: rows[kind]["compute_s"])
     return {"types": rows, "pace": slowest}
-
-
-def explain(scenario: Scenario) -> dict[str, dict[str, str]]:
-    """What was read and what follows from it, as sections of label and value, without playing anything.
-
-    Raises ScenarioError. A model that doesn't fit is explained, not raised.
-    """
-    try:
-        plan = derive(scenario)
-        cluster = build_cluster(scenario.cluster)
-    except ScenarioError as error:
-        raise scenario.located(error) from None
-    job, model, fabric = scenario.job, scenario.job.model, scenario.cluster.fabric
-    programs = build_programs(plan, job)
-    traffic = build_traffic(cluster, plan, algorithm=job.collectives_algorithm, names=used_channels(programs))
-    spares = ", ".join(f"{count:,} x {name}" for name, count in plan.spares) or "none"
-    sections: dict[str, dict[str, str]] = {}
-    sections["cluster"] = {
-        "GPUs": ", ".join(f"{g.count * g.type.gpus:,} x {g.type.gpu.name} ({g.count:,} {g.type.name})" for g in scenario.cluster.nodes),
-        "fabric": f"{fabric.name}: {fabric.type}, {fabric.tiers} tier(s), {format_rate(fabric.link)} a NIC, {fabric.routing} routing",
-        "oversubscription": ", ".join(f"{fabric.ratio(i):g}:1" for i in range(fabric.tiers - 1)) or "none (one tier)",
-        "bundles that can bind": f"{int((~traffic.slack[4 * cluster.gpus :]).sum()):,} of {cluster.links - 4 * cluster.gpus:,}",
-    }
-    sections["job"] = {
-        "model": f"{model.name}: {format_count(parameters(model))} parameters, {format_count(active_parameters(model))} active ({model.status})",
-        "software": f"{job.software.name}, {job.precision}, recompute {job.recompute}",
-        "world": f"{plan.world:,} ranks of {plan.gpus:,} GPUs; spare nodes: {spares}",
-        "layout": f"tensor {plan.tensor} x context {plan.context} x pipeline {plan.pipeline} x data {plan.data:,}"
-        + (f" (expert {plan.expert})" if plan.expert > 1 else ""),
-        "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {format_count(job.global_batch * job.sequence_length)} tokens",
-        "micro-batches": f"{plan.micro_batches} a replica, {plan.micro_batch} sequence(s) each, {plan.chunks} chunk(s) a stage",
-    }
-    capacity = stage_capacity(plan, cluster)
-    stages = memory_by_stage(plan, job)
-    shown = sorted({0, plan.pipeline // 2, plan.pipeline - 1})
-    sections["memory a GPU"] = {
-        f"stage {i}": f"{format_size(stages[i].peak)} of {format_size(capacity[i])}: parameters {format_size(stages[i].parameters)}, "
-        f"gradients {format_size(stages[i].gradients)}, optimizer {format_size(stages[i].optimizer)}, activations {format_size(stages[i].activations)}"
-        for i in shown
-    }
-    worst = max(m.peak - limit for m, limit in zip(stages, capacity, strict=True))
-    fixes = [] if worst <= 0 else suggestions(scenario, min(capacity))
-    sections["memory a GPU"]["verdict"] = (
-        "fits" if worst <= 0 else f"doesn't fit, by {format_size(worst)}; would fit with: {'; '.join(fixes) or 'more GPUs a replica'}"
-    )
-    sections["who talks over what"] = {
-        channel.name: describe(channel, cluster, plan.world) for channel in traffic.channels
-    }
-    notes = no_effects(scenario, plan)
-    if notes:
-        sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
-    return sections

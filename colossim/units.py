@@ -18,9 +18,7 @@ _PREFIXES = _DECIMAL | _BINARY
 
 
 def _table(units: dict[str, float], prefixes: dict[str, float]) -> dict[str, float]:
-    return {
-        prefix + unit: scale * value for prefix, scale in prefixes.items() for unit, value in units.items()
-    }
+    return {prefix + unit: scale * value for prefix, scale in prefixes.items() for unit, value in units.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +41,7 @@ class Kind:
         """SI value of a text such as `80 GiB`. Raises ValueError with what would be right."""
         found = re.fullmatch(_NUMBER + r"\s*(?P<unit>\S.*)?", text.strip())
         if found is None:
-            raise ValueError(
-                f"`{text}` is not a {self.name}: write a number and a unit, such as `{self.example}`"
-            )
+            raise ValueError(f"`{text}` is not a {self.name}: write a number and a unit, such as `{self.example}`")
         number, unit = float(found["number"].replace("_", "")), found["unit"]
         if unit is None:
             return self.bare_value(number)
@@ -56,9 +52,7 @@ class Kind:
     def bare_value(self, number: float) -> float:
         """SI value of a number without a unit. Raises ValueError where a unit is due."""
         if self.bare is None:
-            raise ValueError(
-                f"`{number:g}` has no unit: write {_or([f'{number:g} {unit}' for unit in self.common])}"
-            )
+            raise ValueError(f"`{number:g}` has no unit: write {_or([f'{number:g} {unit}' for unit in self.common])}")
         return self._bounded(number * self.bare, f"{number:g}")
 
     def _bounded(self, value: float, text: str) -> float:
@@ -77,9 +71,7 @@ class Kind:
     @property
     def pattern(self) -> str:
         """A regular expression for JSON Schema."""
-        units = "|".join(
-            sorted((re.escape(u).replace("\\ ", " ") for u in self.units), key=len, reverse=True)
-        )
+        units = "|".join(sorted((re.escape(u).replace("\\ ", " ") for u in self.units), key=len, reverse=True))
         tail = f"\\s*({units})" + ("?" if self.bare is not None else "")
         return r"^\s*[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?" + tail + r"\s*$"
 

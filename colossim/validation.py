@@ -44,13 +44,16 @@ def validate(source: str | None = None, progress: Progress | None = None) -> dic
         own = [v for v in load_variants(name) if v.measured is not None and v.measured.step_time is not None]
         if not own:
             known = ", ".join(published())
-            raise ScenarioError([Problem("", f"`{name}` has no measured cases: those that have are {known}", str(scenario_path(name)))])
+            raise ScenarioError(
+                [Problem("", f"`{name}` has no measured cases: those that have are {known}", str(scenario_path(name)))]
+            )
         work += [(Path(name).stem, variant) for variant in own]
     for i, (name, variant) in enumerate(work):
         if progress is not None:
             progress(f"{name}: {variant.label}", i / len(work))
         predicted = simulate(variant.scenario).step_time_s
-        assert variant.measured is not None and variant.measured.step_time is not None
+        assert variant.measured is not None
+        assert variant.measured.step_time is not None
         measured = variant.measured.step_time
         cases.append(
             {
@@ -63,7 +66,10 @@ def validate(source: str | None = None, progress: Progress | None = None) -> dic
             }
         )
     return {
-        "sources": {name: _summary([c["error_pct"] for c in cases if c["source"] == name]) for name in dict.fromkeys(name for name, _ in work)},
+        "sources": {
+            name: _summary([c["error_pct"] for c in cases if c["source"] == name])
+            for name in dict.fromkeys(name for name, _ in work)
+        },
         "overall": _summary([c["error_pct"] for c in cases]),
         "cases": cases,
     }

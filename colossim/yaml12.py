@@ -23,9 +23,7 @@ _DEEPEST = 40
 #: Python refuses to read integers of more than 4,300 digits; anything near that is no count.
 _LONGEST_INT = 400
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(
-    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-)
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     word: value for value in (True, False) for word in (str(value).lower(), str(value), str(value).upper())
 }
@@ -78,14 +76,10 @@ def read_text(text: str, file: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise ScenarioError(
-            [Problem("", _plain(error, _character(text, line, column)), file, line, column)]
-        ) from None
+        raise ScenarioError([Problem("", _plain(error, _character(text, line, column)), file, line, column)]) from None
     except (yaml.YAMLError, UnicodeEncodeError):
         line, column, character = _forbidden(text)
-        message = (
-            f"holds a character that YAML forbids (U+{ord(character):04X})" if character else "is not YAML"
-        )
+        message = f"holds a character that YAML forbids (U+{ord(character):04X})" if character else "is not YAML"
         raise ScenarioError([Problem("", message, file, line, column)]) from None
     if node is None:
         message = "is empty: a scenario has at least `cluster:` and `job:`"

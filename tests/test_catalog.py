@@ -30,12 +30,8 @@ def test_measured_and_assumed_is_told(kind, name):
 def test_the_kinds_hold_what_they_should():
     assert names("gpus") == ["A100-40GB", "A100-80GB", "B200", "GB200", "H100", "H200"]
     assert {"dgx-a100", "hgx-h100", "hgx-h200", "hgx-b200", "gb200-nvl72"} <= set(names("nodes"))
-    assert {"spectrum-x", "spectrum-x-4tier", "quantum-2", "meta-roce-24k", "selene-hdr"} <= set(
-        names("fabrics")
-    )
-    assert {"megatron-2021", "megatron-2022", "megatron-2024", "deepspeed-2023", "fsdp-2025"} <= set(
-        names("software")
-    )
+    assert {"spectrum-x", "spectrum-x-4tier", "quantum-2", "meta-roce-24k", "selene-hdr"} <= set(names("fabrics"))
+    assert {"megatron-2021", "megatron-2022", "megatron-2024", "deepspeed-2023", "fsdp-2025"} <= set(names("software"))
 
 
 def parameters(model):
@@ -148,9 +144,7 @@ def test_facts_are_frozen_and_strict():
     ],
 )
 def test_oversubscription_has_one_number_a_boundary(tiers, given, stored):
-    fabric = Fabric(
-        type="rail-optimized", tiers=tiers, link="400 Gb/s", switch_ports=64, oversubscription=given
-    )
+    fabric = Fabric(type="rail-optimized", tiers=tiers, link="400 Gb/s", switch_ports=64, oversubscription=given)
     assert fabric.oversubscription == stored
     assert [fabric.ratio(i) for i in range(len(stored))] == list(stored)
 
@@ -174,9 +168,7 @@ def test_own_entries_may_change_those_that_ship():
 
 def test_changes_reach_into_nested_fields():
     """`gpu` of hgx-h100 is a name, `host` of megatron-2024 a mapping: both are changed field by field."""
-    node = catalog.NodeType.model_validate(
-        catalog.based("nodes", {"base": "hgx-h100", "gpu": {"memory": "60 GB"}})
-    )
+    node = catalog.NodeType.model_validate(catalog.based("nodes", {"base": "hgx-h100", "gpu": {"memory": "60 GB"}}))
     assert (node.gpu.memory, node.gpu.sms) == (60e9, 132)
     software = catalog.based("software", {"base": "megatron-2024", "host": {"forward": "1 ms"}})
     host = catalog.Software.model_validate(software).host

@@ -155,14 +155,18 @@ def test_the_whole_graph_holds_every_link_of_the_cluster(nodes):
 
 
 def test_the_folded_graph_counts_what_the_whole_one_holds():
-    built = cluster(groups=({"type": "hgx-h100", "count": 30}, {"type": "hgx-h200", "count": 10}), nodes_per_pod=8, pods_per_block=2)
+    built = cluster(
+        groups=({"type": "hgx-h100", "count": 30}, {"type": "hgx-h200", "count": 10}), nodes_per_pod=8, pods_per_block=2
+    )
     whole, folded = built.graph(quotient=False), built.graph(quotient=True)
     for kind in ("gpu", "nvswitch", "leaf", "spine", "core"):
         count = sum(data["count"] for _, data in folded.nodes(data=True) if data["kind"] == kind)
         assert count == sum(data["kind"] == kind for _, data in whole.nodes(data=True)), kind
     for kind in ("nvlink-out", "nic-in", "leaf-up", "block-down"):
         links = [data for _, _, data in folded.edges(data=True) if data["kind"] == kind]
-        assert sum(data["count"] for data in links) == sum(d["kind"] == kind for _, _, d in whole.edges(data=True)), kind
+        assert sum(data["count"] for data in links) == sum(d["kind"] == kind for _, _, d in whole.edges(data=True)), (
+            kind
+        )
 
 
 def test_a_large_cluster_has_its_folded_graph_only():

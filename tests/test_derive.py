@@ -69,9 +69,7 @@ def test_experts_may_span_contexts():
 def test_spares_are_told_by_node_type():
     """24 H100 nodes and 24 H200 ones, a world of 25 nodes: 23 H200 nodes are left over."""
     plan = derive(
-        scenario(
-            nodes=24, types=("hgx-h100", "hgx-h200"), global_batch=25, parallelism={"tensor": 8, "data": 25}
-        )
+        scenario(nodes=24, types=("hgx-h100", "hgx-h200"), global_batch=25, parallelism={"tensor": 8, "data": 25})
     )
     assert plan.spares == (("hgx-h200", 23),)
 

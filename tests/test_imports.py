@@ -21,12 +21,16 @@ FLOORS = {
     "footprint": 3, "patterns": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3, "collective": 3, "segments": 3,
     "engine": 4,
     "result": 5, "plot": 5,
-    "simulation": 6, "validation": 6,
+    "simulation": 6, "validation": 6, "explain": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
-STAIRS = [("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog"), *combinations(["segments", "collective", "fold", "quotient", "partition", "traffic", "patterns", "footprint"], 2),
-          ("result", "plot"), ("validation", "simulation")]  # fmt: skip
+FLOOR_3 = ("segments", "collective", "fold", "quotient", "partition", "traffic", "patterns", "footprint")
+STAIRS = [
+    *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],
+    *combinations(FLOOR_3, 2),
+    *[("result", "plot"), ("validation", "simulation"), ("explain", "simulation")],
+]
 LATE = {"matplotlib", "networkx", "pandas"}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
@@ -37,6 +41,7 @@ def room(path):
 
 def imports(tree, *, top_only):
     """(module, line) of imports; `top_only` leaves out those in functions. Names for type checkers alone don't count."""
+
     def walk(nodes):
         for node in nodes:
             if isinstance(node, ast.Import):

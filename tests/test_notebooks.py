@@ -20,7 +20,9 @@ def test_a_notebook_runs(path):
         from nbclient import NotebookClient
 
         notebook = jupytext.read(path)
-        NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+        NotebookClient(
+            notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+        ).execute()
     outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert any("image/png" in out.get("data", {}) for out in outputs), "it shows a plot"
     assert not [out for out in outputs if out.output_type == "error"]

@@ -247,9 +247,7 @@ def test_what_is_no_file_is_told(tmp_path):
 def test_scalars_are_those_of_yaml_1_2(write):
     """`no` is text, `1e9` a number, `010` ten, dates and sexagesimals are text."""
     path = write("name: small", "name: no\nsources: [no, 12:30, 2024-09-01, ~x]\ndescription: |\n  yes\n")
-    scenario = load_scenario(
-        path, set=["job.tokens=1e9", "job.parallelism.data=010", "job.global_batch=0xA0"]
-    )
+    scenario = load_scenario(path, set=["job.tokens=1e9", "job.parallelism.data=010", "job.global_batch=0xA0"])
     assert scenario.name == "no"
     assert scenario.sources == ("no", "12:30", "2024-09-01", "~x")
     assert (scenario.job.tokens, scenario.job.parallelism.data, scenario.job.global_batch) == (
@@ -262,10 +260,7 @@ def test_scalars_are_those_of_yaml_1_2(write):
 def test_all_problems_at_once_in_the_order_of_the_file(write):
     path = write(
         GOOD[6:],
-        GOOD[6:]
-        .replace("count: 16", "count: x")
-        .replace("spectrum-x", "ethernet")
-        .replace("tensor: 2", "tensor: two"),
+        GOOD[6:].replace("count: 16", "count: x").replace("spectrum-x", "ethernet").replace("tensor: 2", "tensor: two"),
     )
     assert [(p.line, p.field) for p in problems_of(path)] == [
         (4, "cluster.nodes.0.count"),
@@ -505,9 +500,7 @@ def test_json_schema_takes_what_the_reader_takes(name):
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     jsonschema.Draft202012Validator.check_schema(json_schema())
-    jsonschema.Draft202012Validator(json_schema()).validate(
-        plain(yaml12.read_file(scenario_path(name)).value)
-    )
+    jsonschema.Draft202012Validator(json_schema()).validate(plain(yaml12.read_file(scenario_path(name)).value))
 
 
 @pytest.mark.parametrize(

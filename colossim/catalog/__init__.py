@@ -90,9 +90,7 @@ def read_extra(path: Path) -> yaml12.Document:
         if kind not in KINDS:
             near = difflib.get_close_matches(kind, KINDS, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(KINDS)}"
-            problems.append(
-                Problem(kind, f"is no kind of the catalogue: {hint}", str(path), *document.keys[(kind,)])
-            )
+            problems.append(Problem(kind, f"is no kind of the catalogue: {hint}", str(path), *document.keys[(kind,)]))
         elif not isinstance(entries, dict) or not all(isinstance(item, dict) for item in entries.values()):
             place = document.marks[(kind,)]
             problems.append(Problem(kind, "should be a mapping of names to fields", str(path), *place))

@@ -39,9 +39,7 @@ class Quantity:
             raise ValueError(f"`{value}`: this {kind.name} must be more than 0")
         return number
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self.read, core_schema.float_schema())
 
     def __get_pydantic_json_schema__(
@@ -69,9 +67,7 @@ class Named:
             return entry(self.kind, value, extra)
         return based(self.kind, value, extra) if isinstance(value, dict) else value
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.with_info_before_validator_function(self.look_up, handler(source))
 
     def __get_pydantic_json_schema__(

@@ -98,9 +98,7 @@ class RingCurve(Facts):
     """Rings over NVLink: base + passes (n-1) hop + bytes/bandwidth (1 + (half_size n/8 / S)^exponent)."""
 
     bandwidth: Rate = Field(description="bytes/s that an NVLink edge of a ring sustains for long messages")
-    half_size: Size = Field(
-        description="S0: bytes at which the ramp has cost as much as the transfer, 8 ranks"
-    )
+    half_size: Size = Field(description="S0: bytes at which the ramp has cost as much as the transfer, 8 ranks")
     exponent: Factor = Field(description="g of the ramp")
     base: Seconds = Field(description="s, once a collective")
     hop: Seconds = Field(description="s of one step of a ring over NVLink")
@@ -129,9 +127,7 @@ class NodeType(Entry):
 class Fabric(Entry):
     """What joins the nodes."""
 
-    type: Literal["rail-optimized", "fat-tree", "single-switch", "graph"] = Field(
-        description="how nodes meet"
-    )
+    type: Literal["rail-optimized", "fat-tree", "single-switch", "graph"] = Field(description="how nodes meet")
     tiers: Annotated[int, Field(ge=1, le=4)] = Field(default=2, description="leaf, spine, core, top")
     link: Rate = Field(description="bytes/s of one NIC port, one direction")
     switch_ports: Positive = Field(description="ports of `link` speed on one switch")
@@ -156,9 +152,7 @@ class Fabric(Entry):
         validate_default=True,
         description="share of the line rate that congestion control sustains",
     )
-    planes: Positive = Field(
-        default=1, description="independent copies of the switches, each with 1/planes of a NIC"
-    )
+    planes: Positive = Field(default=1, description="independent copies of the switches, each with 1/planes of a NIC")
     graph: str | None = Field(default=None, description="file of a networkx graph (type: graph)")
 
     @field_validator("oversubscription")

@@ -34,7 +34,9 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
     for i, weak in enumerate(spec.degraded):
         here = f"cluster.degraded.{i}"
         if weak.node >= node_type.size:
-            problems.append(Problem(f"{here}.node", f"{weak.node} is no node: they are numbered 0 to {node_type.size - 1}"))
+            problems.append(
+                Problem(f"{here}.node", f"{weak.node} is no node: they are numbered 0 to {node_type.size - 1}")
+            )
         elif weak.gpu >= sizes[weak.node]:
             problems.append(Problem(f"{here}.gpu", f"{weak.gpu} is no GPU of the node: 0 to {sizes[weak.node] - 1}"))
         elif not 0 < weak.rate <= 1:
@@ -75,7 +77,9 @@ def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> lis
     rails = max(t.rails for t in types)
     optimized = fabric.type == "rail-optimized"
     if optimized and not boundaries and (fabric.rails == "spine" or len({t.rails for t in types}) > 1):
-        message = "with one tier rails meet over NVLink only: use `rails: forward` and nodes with as many rails, or tiers: 2"
+        message = (
+            "with one tier rails meet over NVLink only: use `rails: forward` and nodes with as many rails, or tiers: 2"
+        )
         problems.append(Problem("cluster.fabric.rails", message))
     per_leaf = max(math.ceil(t.gpus / t.rails) if optimized else t.gpus for t in types)
     leaves_a_pod = rails if optimized else 1
@@ -83,7 +87,9 @@ def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> lis
     up = math.ceil(down / fabric.ratio(0)) if boundaries else 0
     if down + up > ports:
         fits = max(1, _down_ports(ports, fabric.ratio(0) if boundaries else math.inf) // per_leaf)
-        message = f"a leaf needs {down:,} ports down and {up:,} up, its switch has {ports:,}: {fits:,} nodes a pod would fit"
+        message = (
+            f"a leaf needs {down:,} ports down and {up:,} up, its switch has {ports:,}: {fits:,} nodes a pod would fit"
+        )
         problems.append(Problem("cluster.fabric.nodes_per_pod", message))
 
     pods = math.ceil(nodes / fabric.nodes_per_pod)
@@ -91,7 +97,13 @@ def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> lis
     zones = math.ceil(blocks / fabric.blocks_per_zone)
     # (what meets here, how many, the field that says how many, leaves a unit, nodes a unit)
     tiers = [
-        ("leaves", leaves_a_pod * pods, leaves_a_pod * min(pods, fabric.pods_per_block), "pods_per_block", leaves_a_pod),
+        (
+            "leaves",
+            leaves_a_pod * pods,
+            leaves_a_pod * min(pods, fabric.pods_per_block),
+            "pods_per_block",
+            leaves_a_pod,
+        ),
         ("blocks", blocks, min(blocks, fabric.blocks_per_zone), "blocks_per_zone", 1),
         ("zones", zones, zones, "", 1),
     ]
@@ -107,8 +119,8 @@ def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> lis
         if needed > room and last:
             problems.append(_too_small(fabric, nodes, gpus, room // each * size))
         elif needed > room:
-            message = f"a switch above needs a port for each of {needed:,} {what}, it has {room:,} down: {room // each:,} would fit"
-            problems.append(Problem(f"cluster.fabric.{field}", message))
+            message = f"a switch above needs a port for each of {needed:,} {what}, it has {room:,} down"
+            problems.append(Problem(f"cluster.fabric.{field}", f"{message}: {room // each:,} would fit"))
         size *= (fabric.pods_per_block, fabric.blocks_per_zone, 1)[tier]
     return problems
 

@@ -30,8 +30,22 @@ class Activity:
     """A transfer class in flight. links: (link class, weight); size: bytes an edge; cap: bytes/s an edge."""
 
     __slots__ = (
-        "began", "beside", "cap", "done", "ended", "links", "log", "owner", "rate", "ready", "remaining", "size", "since",
-        "stretch", "version", "watchers",
+        "began",
+        "beside",
+        "cap",
+        "done",
+        "ended",
+        "links",
+        "log",
+        "owner",
+        "rate",
+        "ready",
+        "remaining",
+        "since",
+        "size",
+        "stretch",
+        "version",
+        "watchers",
     )  # fmt: skip
 
     def __init__(self, links: tuple[tuple[int, float], ...], size: float, cap: float) -> None:

@@ -27,7 +27,6 @@ from colossim.segments import (
     Ship,
     Slowed,
     Start,
-    Until,
 )
 
 BUBBLE = CATEGORY["bubble"]

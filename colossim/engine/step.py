@@ -10,7 +10,7 @@ import simpy
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, STRAGGLER, Group, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
-from colossim.quotient import LinkClass, Quotient
+from colossim.quotient import GroupClass, LinkClass, Quotient
 from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS
 
@@ -37,13 +37,14 @@ def play(
     env = simpy.Environment()
     network = Network(env, (link.capacity for link in quotient.links))
     watched = _watched(quotient)
+
+    def seen(kind: GroupClass) -> bool:
+        return bool(kind.passive) or any(link in watched for link, _ in kind.links)
+
     groups = [
-        [
-            Group(network, kind, name in BOUNDARY_CHANNELS, any(link in watched for link, _ in kind.links) or kind.passive != ())
-            for kind in classes
-        ]
+        [Group(network, kind, name in BOUNDARY_CHANNELS, seen(kind)) for kind in classes]
         for name, classes in zip(quotient.channels, quotient.groups, strict=True)
-    ]  # fmt: skip
+    ]
     recorded: set[tuple[int, int]] = set()
     members = []
     for index, kind in enumerate(quotient.ranks):
@@ -112,7 +113,9 @@ def _watched(quotient: Quotient) -> set[int]:
     return set(firsts.values())
 
 
-def _timeline(member: Member, legs: tuple[Leg, ...], names: tuple[str, ...], step_time: float, pipeline: bool) -> Timeline:
+def _timeline(
+    member: Member, legs: tuple[Leg, ...], names: tuple[str, ...], step_time: float, pipeline: bool
+) -> Timeline:
     """Segments laid out part by part, waits between them, and the final barrier."""
     rows: list[tuple[Floats, Floats, Ints, Ints]] = []
     by_segment: dict[int, tuple[Segment, list[float], list[int]]] = {}
@@ -215,9 +218,7 @@ def _link_use(
     return LinkUse(name, link.kind, link.count, link.capacity, carried, busy, times, rate)
 
 
-def _step_function(
-    logs: list[tuple[tuple[Floats, Floats, Floats], float]], step_time: float
-) -> tuple[Floats, Floats]:
+def _step_function(logs: list[tuple[tuple[Floats, Floats, Floats], float]], step_time: float) -> tuple[Floats, Floats]:
     """Sum of intervals of constant rate as one step function over [0, step_time]."""
     start = np.concatenate([log[0] for log, _ in logs] or [np.zeros(0)])
     end = np.concatenate([log[1] for log, _ in logs] or [np.zeros(0)])

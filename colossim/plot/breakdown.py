@@ -31,7 +31,9 @@ def breakdown(result: Result, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, 1.28 * max(seconds for _, seconds in parts) * scale)
     ax.set_xlabel(f"time in one step ({unit})")
     place = result.bottleneck
-    where = f"stage {place['stage']} of {place['stages']}, which computes longest" if place["stages"] > 1 else "every rank"
+    where = (
+        f"stage {place['stage']} of {place['stages']}, which computes longest" if place["stages"] > 1 else "every rank"
+    )
     ax.set_title(
         f"{result.scenario}: a step of {format_time(result.step_time_s)} at {format_share(result.mfu)} MFU\n{where}",
         loc="left",

@@ -65,7 +65,9 @@ def _busiest(result: Result) -> list[LinkUse]:
     """The most loaded link class of each kind, the most loaded kinds first."""
     best: dict[str, LinkUse] = {}
     for use in result.record.links:
-        if use.bytes and (use.kind not in best or use.bytes / use.capacity > best[use.kind].bytes / best[use.kind].capacity):
+        if use.bytes and (
+            use.kind not in best or use.bytes / use.capacity > best[use.kind].bytes / best[use.kind].capacity
+        ):
             best[use.kind] = use
     return sorted(best.values(), key=lambda use: -use.bytes / use.capacity)[:_MOST_LINKS]
 

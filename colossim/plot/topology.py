@@ -12,8 +12,22 @@ if TYPE_CHECKING:
 
     from colossim.cluster import Cluster
 
-_SHADE = {"gpu": "#1b4f72", "nvswitch": "#5a8f5a", "leaf": "#c0561b", "spine": "#e59c4b", "core": "#efb873", "top": "#f5cf9a"}
-_CALLED = {"gpu": "GPUs", "nvswitch": "nodes", "leaf": "leaf switches", "spine": "blocks of spines", "core": "zones of cores", "top": "top tier"}
+_SHADE = {
+    "gpu": "#1b4f72",
+    "nvswitch": "#5a8f5a",
+    "leaf": "#c0561b",
+    "spine": "#e59c4b",
+    "core": "#efb873",
+    "top": "#f5cf9a",
+}
+_CALLED = {
+    "gpu": "GPUs",
+    "nvswitch": "nodes",
+    "leaf": "leaf switches",
+    "spine": "blocks of spines",
+    "core": "zones of cores",
+    "top": "top tier",
+}
 
 
 def topology(cluster: Cluster, ax: Axes | None = None) -> Axes:
@@ -35,7 +49,9 @@ def topology(cluster: Cluster, ax: Axes | None = None) -> Axes:
     colours = [_SHADE[data["kind"]] for _, data in graph.nodes(data=True)]
     upward = [(u, v) for u, v in graph.edges if graph.nodes[u]["layer"] < graph.nodes[v]["layer"]]
     nx.draw_networkx_edges(graph.to_undirected(), places, edgelist=upward, ax=ax, edge_color="#888888", width=1.2)
-    nx.draw_networkx_nodes(graph, places, ax=ax, node_color=colours, node_size=420, edgecolors="#333333", linewidths=0.6)
+    nx.draw_networkx_nodes(
+        graph, places, ax=ax, node_color=colours, node_size=420, edgecolors="#333333", linewidths=0.6
+    )
     for name, data in graph.nodes(data=True):
         x, y = places[name]
         kind = data.get("type", "")
@@ -49,8 +65,20 @@ def topology(cluster: Cluster, ax: Axes | None = None) -> Axes:
         right = data["kind"].startswith("nvlink") or x0 > x1
         at = 0.45 if data["kind"].startswith("nvlink") else 0.68
         x, y = x0 + at * (x1 - x0), y0 + at * (y1 - y0)
-        ax.text(x + (0.1 if right else -0.1), y, label, va="center", ha="left" if right else "right", fontsize=8, color="#555555")
+        ax.text(
+            x + (0.1 if right else -0.1),
+            y,
+            label,
+            va="center",
+            ha="left" if right else "right",
+            fontsize=8,
+            color="#555555",
+        )
     ax.set_xlim(min(x for x, _ in places.values()) - 2.0, max(x for x, _ in places.values()) + 2.6)
-    ax.set_title(f"{cluster.fabric.name}: {cluster.gpus:,} GPUs, {cluster.fabric.type}, capacity of one direction", loc="left", fontsize=10)
+    ax.set_title(
+        f"{cluster.fabric.name}: {cluster.gpus:,} GPUs, {cluster.fabric.type}, capacity of one direction",
+        loc="left",
+        fontsize=10,
+    )
     ax.set_axis_off()
     return ax

@@ -218,10 +218,13 @@ _CALLED = {
 def _bound(breakdown: dict[str, float], links: dict[str, dict[str, float]], step: float) -> str:
     """One sentence: where the step goes, and which links are busiest."""
     order = sorted(breakdown, key=lambda name: -breakdown[name])
-    shares = [f"{_CALLED[name]} {100 * breakdown[name] / step:.0f} %" for name in order[:3] if breakdown[name] > 0.005 * step]
+    shares = [
+        f"{_CALLED[name]} {100 * breakdown[name] / step:.0f} %" for name in order[:3] if breakdown[name] > 0.005 * step
+    ]
     load = {name: link["bytes_per_step"] / (link["capacity_Bps"] * step) for name, link in links.items()}
     sentence = ", ".join(shares)
     if load:
         busiest = max(load, key=lambda name: load[name])
-        sentence += f"; the most loaded link ({busiest.rstrip('0123456789 ')}) carries {100 * load[busiest]:.0f} % of what it could"
+        kind = busiest.rstrip("0123456789 ")
+        sentence += f"; the most loaded link ({kind}) carries {100 * load[busiest]:.0f} % of what it could"
     return sentence

@@ -6,7 +6,15 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from colossim.units import format_compute, format_count, format_power, format_rate, format_share, format_size, format_time
+from colossim.units import (
+    format_compute,
+    format_count,
+    format_power,
+    format_rate,
+    format_share,
+    format_size,
+    format_time,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +67,8 @@ def show(result: Result, console: Console) -> None:
     )
     facts.add_row(
         "MFU",
-        f"[bold]{format_share(result.mfu)}[/bold]  ({format_compute(result.model_flops_per_gpu)} a GPU; HFU {format_share(result.hfu)})",
+        f"[bold]{format_share(result.mfu)}[/bold]  ({format_compute(result.model_flops_per_gpu)} a GPU; "
+        f"HFU {format_share(result.hfu)})",
     )
     in_job = f"{result.gpus_in_job:,} of {result.gpus:,} in the job"
     facts.add_row("GPUs", in_job + (f"; spare nodes: {spares}" if spares else ""))
@@ -68,7 +77,9 @@ def show(result: Result, console: Console) -> None:
         "memory",
         f"{format_size(memory['peak'])} of {format_size(memory['capacity'])} on the fullest GPU (stage {memory['stage']:.0f})",
     )
-    facts.add_row("power", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step")
+    facts.add_row(
+        "power", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step"
+    )
     if result.time_to_train_s is not None:
         facts.add_row("time to train", format_time(result.time_to_train_s))
     console.print(facts, highlight=False)
@@ -142,7 +153,8 @@ def by_kind(links: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         known["count"] = count
     names = [kind for kind, _ in rows]
     return {
-        kind if names.count(kind) == 1 else f"{kind} ({format_rate(capacity)})": row for (kind, capacity), row in rows.items()
+        kind if names.count(kind) == 1 else f"{kind} ({format_rate(capacity)})": row
+        for (kind, capacity), row in rows.items()
     }
 
 
@@ -173,6 +185,8 @@ def show_variants(rows: Sequence[tuple[str, Result, float | None]], console: Con
             format_share(result.breakdown_s["pipeline_bubble"] / result.step_time_s),
         ]
         if measured:
-            cells += ["", ""] if real is None else [format_time(real), f"{100 * (result.step_time_s / real - 1):+.1f} %"]
+            cells += (
+                ["", ""] if real is None else [format_time(real), f"{100 * (result.step_time_s / real - 1):+.1f} %"]
+            )
         table.add_row(label, *cells)
     console.print(table, highlight=False)

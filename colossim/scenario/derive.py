@@ -69,9 +69,7 @@ def _replicas(job: JobSpec, gpus: int, report: Report) -> int:
         return 0
     if isinstance(par.data, int):
         if par.data > most:
-            message = (
-                f"{par.data:,} replicas x {replica:,} GPUs = {par.data * replica:,}; the cluster has {gpus:,}"
-            )
+            message = f"{par.data:,} replicas x {replica:,} GPUs = {par.data * replica:,}; the cluster has {gpus:,}"
             report("job.parallelism.data", f"{message}: {most:,} would fit")
             return 0
         if par.data * par.context % par.expert:

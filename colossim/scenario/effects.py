@@ -74,6 +74,4 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         ("run.seed", True, "nothing is drawn at random in this run"),
     ]
-    return [
-        f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)
-    ]
+    return [f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)]

@@ -122,9 +122,7 @@ def _message(item: Any, root: type[BaseModel], path: Path_) -> str:
     if kind in ("greater_than_equal", "less_than_equal"):
         low = kind == "greater_than_equal"
         limit = ctx["ge"] if low else ctx["le"]
-        return (
-            f"{_shown(given)} is too {'small' if low else 'large'}: at {'least' if low else 'most'} {limit:g}"
-        )
+        return f"{_shown(given)} is too {'small' if low else 'large'}: at {'least' if low else 'most'} {limit:g}"
     if kind == "too_short":
         return "is empty: it needs at least one entry"
     if kind in _WANTED:

@@ -71,9 +71,7 @@ def change_of(text: str) -> Change:
     """`path=value` of the command line. Raises ScenarioError if it isn't of that form."""
     path, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not path:
-        raise ScenarioError(
-            [Problem("", f"--set `{text}`: write it as path=value, such as --set job.micro_batch=2")]
-        )
+        raise ScenarioError([Problem("", f"--set `{text}`: write it as path=value, such as --set job.micro_batch=2")])
     label = f"--set {path}"
     try:
         parsed = yaml12.read_text(value, label).value if value else None
@@ -183,9 +181,7 @@ def _extra(value: dict[str, Any], file: str, problems: list[Problem], places: Ma
         document = read_extra(path)
     except ScenarioError as error:
         problems += [
-            p
-            if p.line
-            else Problem("catalog", f"{p.file}: {p.message}", *place_of(("catalog",), places, places))
+            p if p.line else Problem("catalog", f"{p.file}: {p.message}", *place_of(("catalog",), places, places))
             for p in error.problems
         ]
         return {}
@@ -234,18 +230,14 @@ def _changed(
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        problems.append(
-            Problem(dotted((*done, *path)), f"`{dotted(done)}` is a value, it has no `{head}`", *place)
-        )
+        problems.append(Problem(dotted((*done, *path)), f"`{dotted(done)}` is a value, it has no `{head}`", *place))
         return value
     keys.setdefault((*done, head), place)
     places.setdefault((*done, head), place)
     return {**value, head: _changed(value.get(head), rest, new, place, keys, places, problems, (*done, head))}
 
 
-def _later(
-    value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]
-) -> list[Problem]:
+def _later(value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]) -> list[Problem]:
     """Keys and values of capabilities that are not there yet."""
     found: list[Problem] = []
     for later, what in LATER_KEYS.items():
@@ -290,9 +282,7 @@ def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list
     for i, case in enumerate(scenario.cases):
         if case.name is not None and case.name in seen:
             message = f"`{case.name}` is taken: names are unique"
-            problems.append(
-                Problem(f"cases.{i}.name", message, *place_of(("cases", i, "name"), places, places))
-            )
+            problems.append(Problem(f"cases.{i}.name", message, *place_of(("cases", i, "name"), places, places)))
         seen.add(case.name or str(i))
         for path in case.set:
             problems += _unsettable(("cases", i, "set"), path, places)
@@ -308,8 +298,4 @@ def _unsettable(owner: Path_, path: str, places: Mapping[Path_, Place]) -> list[
     wrong = None if path.split(".")[0] in _LATER_ROOTS else wrong_path(Scenario, path)
     if wrong is None and path.split(".")[0] in ("cases", "grid", "catalog"):
         wrong = f"a variant cannot change `{path.split('.')[0]}`"
-    return (
-        []
-        if wrong is None
-        else [Problem(dotted((*owner, path)), wrong, *place_of((*owner, path), places, places))]
-    )
+    return [] if wrong is None else [Problem(dotted((*owner, path)), wrong, *place_of((*owner, path), places, places))]

@@ -111,16 +111,12 @@ def _check_sequence(job: JobSpec, report: Report) -> None:
     pieces = 2 * par.context
     if par.context > 1 and length % pieces:
         would = length // pieces * pieces or pieces
-        message = (
-            f"{length:,} tokens do not divide into 2 x {par.context} balanced causal pieces: {would:,} would"
-        )
+        message = f"{length:,} tokens do not divide into 2 x {par.context} balanced causal pieces: {would:,} would"
         report("job.sequence_length", message)
     elif par.sequence and length * job.micro_batch // par.context % par.tensor:
         step = par.context * par.tensor
         would = length // step * step or step
-        message = (
-            f"{length:,} tokens do not divide among {par.tensor} sequence-parallel ranks: {would:,} would"
-        )
+        message = f"{length:,} tokens do not divide among {par.tensor} sequence-parallel ranks: {would:,} would"
         report("job.sequence_length", message)
 
 

@@ -65,9 +65,7 @@ class Degraded(Facts):
 class ClusterSpec(Facts):
     """Nodes and what joins them."""
 
-    nodes: Annotated[tuple[NodeGroup, ...], Field(min_length=1)] = Field(
-        description="one entry a homogeneous group"
-    )
+    nodes: Annotated[tuple[NodeGroup, ...], Field(min_length=1)] = Field(description="one entry a homogeneous group")
     fabric: Annotated[Fabric, Named("fabrics")] = Field(
         description="catalogue name, fields, or `base: NAME` with changes"
     )
@@ -97,9 +95,7 @@ class Parallelism(Facts):
     sharding: Literal["none", "optimizer", "gradients", "parameters"] = Field(
         default="none", description="ZeRO 0, 1, 2, 3"
     )
-    order: tuple[Axis, ...] = Field(
-        default=ORDER, description="how ranks land on GPUs, fastest-varying first"
-    )
+    order: tuple[Axis, ...] = Field(default=ORDER, description="how ranks land on GPUs, fastest-varying first")
 
     @field_validator("order")
     @classmethod
@@ -114,18 +110,14 @@ class Overlap(Facts):
 
     data: bool = Field(default=True, description="gradient buckets beside the backward pass")
     tensor: bool = Field(default=False, description="tensor collectives beside their products")
-    pipeline: bool = Field(
-        default=True, description="stage boundaries: a send starts when its data are ready"
-    )
+    pipeline: bool = Field(default=True, description="stage boundaries: a send starts when its data are ready")
     expert: bool = Field(default=False, description="expert all-to-all beside the shared MLP")
 
 
 class JobSpec(Facts):
     """One training job."""
 
-    model: Annotated[Model, Named("models")] = Field(
-        description="catalogue name, fields, or `base: NAME` with changes"
-    )
+    model: Annotated[Model, Named("models")] = Field(description="catalogue name, fields, or `base: NAME` with changes")
     software: Annotated[Software, Named("software")] = Field(
         default="megatron-2024", validate_default=True, description="the training stack"
     )
@@ -138,12 +130,8 @@ class JobSpec(Facts):
         default="selective", description="activations computed again in the backward pass"
     )
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
-    bucket: SomeSize | None = Field(
-        default=None, description="bytes of a gradient bucket; by the software when absent"
-    )
-    tokens: SomeCount | None = Field(
-        default=None, description="tokens of the whole run; gives the time to train"
-    )
+    bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
+    tokens: SomeCount | None = Field(default=None, description="tokens of the whole run; gives the time to train")
     collectives_algorithm: Literal["ring", "hierarchical"] = Field(
         default="ring", description="of gradient and tensor collectives across nodes"
     )
@@ -187,9 +175,7 @@ class Scenario(Facts):
     name: str = Field(description="what the scenario is called")
     description: str = Field(default="", description="what it is, and what is argued")
     sources: tuple[str, ...] = Field(default=(), description="where its facts come from")
-    assumptions: tuple[str, ...] = Field(
-        default=(), description="what isn't published, and why it is as it is"
-    )
+    assumptions: tuple[str, ...] = Field(default=(), description="what isn't published, and why it is as it is")
     catalog: str | None = Field(default=None, description="a file with catalogue entries of one's own")
     cluster: ClusterSpec = Field(description="nodes and fabric")
     job: JobSpec = Field(description="the training job")

@@ -40,10 +40,7 @@ def load_variants(source: str | Path, set: Iterable[str] = (), case: str | None 
     for i, entry in enumerate(base.cases):
         label = entry.name or str(i)
         if case in (None, label):
-            changes = [
-                _change(base, file, path, ("cases", i, "set", path), value)
-                for path, value in entry.set.items()
-            ]
+            changes = [_change(base, file, path, ("cases", i, "set", path), value) for path, value in entry.set.items()]
             cases.append((label, changes, entry.measured))
     axes = [
         [_change(base, file, path, ("grid", path, i), value) for i, value in enumerate(values)]

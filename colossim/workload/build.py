@@ -13,7 +13,19 @@ from colossim.scenario.derive import Plan
 from colossim.scenario.schema import JobSpec
 from colossim.workload.kernels import Stream
 from colossim.workload.layers import WIDTH, LayerOps
-from colossim.workload.program import ChannelName, Collective, Compute, Op, Pass, Post, Receive, Send, StageProgram, Wait, merged
+from colossim.workload.program import (
+    ChannelName,
+    Collective,
+    Compute,
+    Op,
+    Pass,
+    Post,
+    Receive,
+    Send,
+    StageProgram,
+    Wait,
+    merged,
+)
 from colossim.workload.schedule import order
 from colossim.workload.transformer import Stage, chunk_layers, is_moe, local_ends, local_layer, stage_parameters
 
@@ -65,7 +77,9 @@ class _Builder:
             released = every or micro_batch == plan.micro_batches - 1
             forward = kind == "F"
             body = self._body(stage, chunk, forward, tuple(buckets) if released and not forward else ())
-            passes.append(Pass("F" if forward else "B", micro_batch, chunk, body, self._host(host, stage, chunk, forward)))
+            passes.append(
+                Pass("F" if forward else "B", micro_batch, chunk, body, self._host(host, stage, chunk, forward))
+            )
         return StageProgram(stage, tuple(passes), self._epilogue(stage, buckets), host.exponent if host else 1.0)
 
     def _shape(self, stage: int, chunk: int) -> _Shape:

@@ -17,7 +17,10 @@ _ACCUMULATE = 1.04
 
 @dataclass(frozen=True)
 class Gemm:
-    """`batch` products (m, k) x (k, n). accumulate: adds into an fp32 gradient. half: computed in 16 bit whatever the job's precision."""
+    """`batch` products (m, k) x (k, n).
+
+    accumulate: adds into an fp32 gradient.  half: computed in 16 bit whatever the job's precision.
+    """
 
     m: float
     n: float
@@ -74,7 +77,9 @@ def _time(kernel: Kernel, gpu: _Key, precision: str) -> float:
         return arithmetic + kernel.bytes / memory + facts.kernel_overhead
     if isinstance(kernel, Flash):
         curve = facts.attention
-        share = curve.forward * kernel.tiles / (kernel.tiles + curve.tiles) * (curve.backward if kernel.backward else 1.0)
+        share = (
+            curve.forward * kernel.tiles / (kernel.tiles + curve.tiles) * (curve.backward if kernel.backward else 1.0)
+        )
         return kernel.flops / (share * facts.peak[sixteen]) + facts.kernel_overhead  # type: ignore[index]
     used = sixteen if kernel.half else precision
     gemm = facts.gemm[used]  # type: ignore[index]

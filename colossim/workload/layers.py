@@ -209,15 +209,12 @@ class LayerOps:
     def _expert_kernels(self, *, backward: bool) -> list[Kernel]:
         model, routed = self.job.model, self._routed[1]
         width, h, n = model.expert_ffn / self.plan.tensor, float(model.hidden), model.mlp_matrices - 1
+        inner = self._activation(routed, width, backward=backward)
         if backward:
-            return [
-                *self._casts(routed * h), *self._grouped(h, width, backward=True), self._activation(routed, width, backward=True),
-                *self._casts(routed * n * width), *self._grouped(n * width, h, backward=True),
-            ]  # fmt: skip
-        return [
-            *self._casts(routed * h), *self._grouped(n * width, h), self._activation(routed, width, backward=False),
-            *self._casts(routed * width), *self._grouped(h, width),
-        ]  # fmt: skip
+            down = [*self._casts(routed * h), *self._grouped(h, width, backward=True)]
+            return [*down, inner, *self._casts(routed * n * width), *self._grouped(n * width, h, backward=True)]
+        up = [*self._casts(routed * h), *self._grouped(n * width, h)]
+        return [*up, inner, *self._casts(routed * width), *self._grouped(h, width)]
 
     def _moe(self, *, backward: bool) -> list[Op]:
         """Router, dispatch, experts, combine. Behind an all-to-all the tensor group gathers its tokens and scatters them again.

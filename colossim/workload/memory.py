@@ -83,7 +83,8 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     elif job.recompute == "selective" and stack.attention == "unfused":
         once = job.model_copy(update={"recompute": "none"})
         activations += max(
-            layer_activations(plan, once, is_moe(model, i)) - layer_activations(plan, job, is_moe(model, i)) for i in layers
+            layer_activations(plan, once, is_moe(model, i)) - layer_activations(plan, job, is_moe(model, i))
+            for i in layers
         )
     if stage == plan.pipeline - 1:
         # Logits in fp32 and in 16 bit.
@@ -115,7 +116,9 @@ def suggestions(scenario: Scenario, capacity: float) -> list[str]:
         except ScenarioError:
             continue
         if fits(plan, job, [capacity] * plan.pipeline):
-            found.append(" ".join(f"--set {path}={str(v).lower() if isinstance(v, bool) else v}" for path, v in changes.items()))
+            found.append(
+                " ".join(f"--set {path}={str(v).lower() if isinstance(v, bool) else v}" for path, v in changes.items())
+            )
         if len(found) == 3:
             break
     return found
@@ -135,7 +138,11 @@ def _changes(scenario: Scenario) -> Iterator[dict[str, object]]:
         singles.append({"job.micro_batch": 1})
     if job.recompute != "full":
         singles.append({"job.recompute": "full"})
-    singles += [{"job.parallelism.tensor": par.tensor * f, "job.parallelism.data": "auto"} for f in (2, 4, 8) if par.tensor * f <= 8]
+    singles += [
+        {"job.parallelism.tensor": par.tensor * f, "job.parallelism.data": "auto"}
+        for f in (2, 4, 8)
+        if par.tensor * f <= 8
+    ]
     singles += [{"job.parallelism.expert": par.expert * f} for f in (2, 4, 8) if job.model.experts >= par.expert * f]
     singles += [{"job.parallelism.pipeline": par.pipeline * f, "job.parallelism.data": "auto"} for f in (2, 4, 8)]
     if par.sharding != "parameters":

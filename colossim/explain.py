@@ -1,0 +1,90 @@
+"""What was read and what follows from it, without playing anything: the page of `colossim check`."""
+
+from __future__ import annotations
+
+from colossim.cluster import Cluster, build_cluster
+from colossim.errors import ScenarioError
+from colossim.scenario.derive import Plan, derive, no_effects
+from colossim.scenario.schema import JobSpec, Scenario
+from colossim.simulation import stage_capacity, used_channels
+from colossim.traffic import Traffic, build_traffic, describe
+from colossim.units import format_count, format_rate, format_size
+from colossim.workload.build import build_programs
+from colossim.workload.memory import Memory, memory_by_stage, suggestions
+from colossim.workload.transformer import active_parameters, parameters
+
+Section = dict[str, str]
+
+
+def explain(scenario: Scenario) -> dict[str, Section]:
+    """Sections of label and value: cluster, job, memory, who talks over what, notes.
+
+    Raises ScenarioError. A model that doesn't fit is explained, not raised.
+    """
+    try:
+        plan = derive(scenario)
+        cluster = build_cluster(scenario.cluster)
+    except ScenarioError as error:
+        raise scenario.located(error) from None
+    job = scenario.job
+    channels = used_channels(build_programs(plan, job))
+    traffic = build_traffic(cluster, plan, algorithm=job.collectives_algorithm, names=channels)
+    sections = {
+        "cluster": _cluster(scenario, cluster, traffic),
+        "job": _job(job, plan),
+        "memory a GPU": _memory(scenario, plan, cluster),
+        "who talks over what": {c.name: describe(c, cluster, plan.world) for c in traffic.channels},
+    }
+    notes = no_effects(scenario, plan)
+    if notes:
+        sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
+    return sections
+
+
+def _cluster(scenario: Scenario, cluster: Cluster, traffic: Traffic) -> Section:
+    fabric = cluster.fabric
+    groups = [
+        f"{g.count * g.type.gpus:,} x {g.type.gpu.name} ({g.count:,} {g.type.name})" for g in scenario.cluster.nodes
+    ]
+    bundles = traffic.slack[4 * cluster.gpus :]
+    return {
+        "GPUs": ", ".join(groups),
+        "fabric": f"{fabric.name}: {fabric.type}, {fabric.tiers} tier(s), {format_rate(fabric.link)} a NIC, {fabric.routing} routing",
+        "oversubscription": ", ".join(f"{ratio:g}:1" for ratio in fabric.oversubscription) or "none (one tier)",
+        "bundles that can bind": f"{int((~bundles).sum()):,} of {bundles.size:,}",
+    }
+
+
+def _job(job: JobSpec, plan: Plan) -> Section:
+    model = job.model
+    spares = ", ".join(f"{count:,} x {name}" for name, count in plan.spares) or "none"
+    total, active = format_count(parameters(model)), format_count(active_parameters(model))
+    layout = f"tensor {plan.tensor} x context {plan.context} x pipeline {plan.pipeline} x data {plan.data:,}"
+    tokens = format_count(job.global_batch * job.sequence_length)
+    return {
+        "model": f"{model.name}: {total} parameters, {active} active ({model.status})",
+        "software": f"{job.software.name}, {job.precision}, recompute {job.recompute}",
+        "world": f"{plan.world:,} ranks of {plan.gpus:,} GPUs; spare nodes: {spares}",
+        "layout": layout + (f" (expert {plan.expert})" if plan.expert > 1 else ""),
+        "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {tokens} tokens",
+        "micro-batches": f"{plan.micro_batches} a replica, {plan.micro_batch} sequence(s) each, {plan.chunks} chunk(s) a stage",
+    }
+
+
+def _memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
+    capacity = stage_capacity(plan, cluster)
+    stages = memory_by_stage(plan, scenario.job)
+    section = {f"stage {i}": _stage(stages[i], capacity[i]) for i in sorted({0, plan.pipeline // 2, plan.pipeline - 1})}
+    over = max(m.peak - limit for m, limit in zip(stages, capacity, strict=True))
+    if over <= 0:
+        section["verdict"] = "fits"
+    else:
+        fixes = "; ".join(suggestions(scenario, min(capacity))) or "more GPUs a replica"
+        section["verdict"] = f"doesn't fit, by {format_size(over)}; would fit with: {fixes}"
+    return section
+
+
+def _stage(memory: Memory, capacity: float) -> str:
+    parts = ("parameters", "gradients", "optimizer", "activations", "workspace")
+    listed = ", ".join(f"{part} {format_size(getattr(memory, part))}" for part in parts)
+    return f"{format_size(memory.peak)} of {format_size(capacity)}: {listed}"
