@@ -49,7 +49,8 @@ def _cluster(scenario: Scenario, cluster: Cluster, traffic: Traffic) -> Section:
     bundles = traffic.slack[4 * cluster.gpus :]
     return {
         "GPUs": ", ".join(groups),
-        "fabric": f"{fabric.name}: {fabric.type}, {fabric.tiers} tier(s), {format_rate(fabric.link)} a NIC, {fabric.routing} routing",
+        "fabric": f"{fabric.name}: {fabric.type}, {fabric.tiers} tier(s), {fabric.routing} routing",
+        "link": f"{format_rate(fabric.link)} a NIC port, one direction",
         "oversubscription": ", ".join(f"{ratio:g}:1" for ratio in fabric.oversubscription) or "none (one tier)",
         "bundles that can bind": f"{int((~bundles).sum()):,} of {bundles.size:,}",
     }

@@ -158,12 +158,8 @@ class Fabric(Entry):
     @field_validator("oversubscription")
     @classmethod
     def _one_a_boundary(cls, given: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        """Exactly one number a tier boundary: 1 where none is given. Raises ValueError for one beyond the top tier."""
+        """Exactly one number a tier boundary: 1 where none is given. One beyond the top tier is told to have no effect."""
         boundaries: int = info.data.get("tiers", 4) - 1
-        if any(ratio != 1 for ratio in given[boundaries:]):
-            raise ValueError(
-                f"{len(given)} ratios, but {boundaries + 1} tiers have {boundaries} boundaries: give {boundaries}"
-            )
         return (given + (1.0,) * boundaries)[:boundaries]
 
     def ratio(self, boundary: int) -> float:
