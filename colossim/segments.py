@@ -183,6 +183,7 @@ class Compiler:
     _bodies: dict[tuple[object, ...], tuple[tuple[Step, ...], frozenset[tuple[str, int]]]] = field(default_factory=dict)
     _conflicts: list[frozenset[int]] = field(default_factory=list)
     _always: frozenset[int] = frozenset()
+    _private: frozenset[int] = frozenset()
     _meets: frozenset[int] = frozenset()
     _shapes: dict[tuple[float, ...], int] = field(default_factory=dict)
     _held: list[object] = field(default_factory=list)
@@ -201,6 +202,9 @@ class Compiler:
         )
         self._last = max(rank.stage for rank in quotient.ranks)
         self._number = {name: i for i, name in enumerate(quotient.channels)}
+        # Bundles of the fabric are shared with groups that this rank knows nothing of.
+        own = {i for i, link in enumerate(quotient.links) if link.kind.startswith(("nvlink", "nic"))}
+        self._private = frozenset(i for i, mine in enumerate(touched) if mine <= own) - quotient.foreign
         # What a peer can start at any time: boundary transfers, and whatever crosses a GPU without asking it.
         self._always = quotient.foreign | {
             i for i, name in enumerate(quotient.channels) if name in ("forward", "backward")
@@ -275,7 +279,7 @@ class Compiler:
                 exposed = 1.0 - op.hidden
                 several = channel in self._meets
                 busy = self._always | set(in_flight.values())
-                free = quiet and not (self._conflicts[channel] & busy)
+                free = quiet and channel in self._private and not (self._conflicts[channel] & busy)
                 if free and several and meeting not in (-1, channel):
                     close()
                 if free:
@@ -332,8 +336,9 @@ class Compiler:
             if isinstance(op, Compute):
                 gpu += self.kernel_seconds(op, rank.hardware)
             elif isinstance(op, Collective):
-                _, group, t = self._timing(op, rank)
-                gpu += (1 - op.hidden) * _isolated(t, group, lambda link: self.quotient.links[link].capacity)
+                # As fast as the group could alone: what its links carry of others is no matter of the host's.
+                t = self._timing(op, rank)[2]
+                gpu += (1 - op.hidden) * (t.latency + t.bytes / t.cap)
         peak = max(gpu, host)
         extra = peak * ((gpu / peak) ** exponent + (host / peak) ** exponent) ** (1 / exponent) - gpu
         # What follows the pass's last kernel (its sends) waits for the launches, too.

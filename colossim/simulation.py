@@ -40,14 +40,21 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Everything before the first event."""
+class LaidOut:
+    """The job on the cluster, before folding."""
 
     scenario: Scenario
     plan: Plan
     cluster: Cluster
     programs: tuple[StageProgram, ...]
     traffic: Traffic
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything before the first event. legs: a compiled program a rank class."""
+
+    laid: LaidOut
     quotient: Quotient
     legs: list[tuple[Leg, ...]]
 
@@ -71,40 +78,51 @@ def used_channels(programs: tuple[StageProgram, ...]) -> frozenset[str]:
     return frozenset(names)
 
 
-def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
-    """Reads the job onto the cluster, folds and compiles. Raises ScenarioError, DoesNotFit, TooManyClasses."""
-
-    def tell(what: str, share: float) -> None:
-        if progress is not None:
-            progress(what, share)
-
+def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
+    """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and DoesNotFit."""
     try:
         plan = derive(scenario)
-        tell("wiring the cluster", 0.0)
+        _tell(progress, "wiring the cluster", 0.0)
         cluster = build_cluster(scenario.cluster)
     except ScenarioError as error:
         raise scenario.located(error) from None
     job = scenario.job
     check_memory(scenario, plan, cluster)
     programs = build_programs(plan, job)
-    tell("laying the job onto it", 0.05)
+    _tell(progress, "laying the job onto it", 0.05)
     traffic = build_traffic(cluster, plan, algorithm=job.collectives_algorithm, names=used_channels(programs))
-    tell("folding", 0.3)
-    quotient = fold(traffic, scenario.run.fold)
-    tell("compiling", 0.9)
+    return LaidOut(scenario, plan, cluster, programs, traffic)
+
+
+def _tell(progress: Progress | None, what: str, share: float) -> None:
+    if progress is not None:
+        progress(what, share)
+
+
+def compile_setup(laid: LaidOut, quotient: Quotient) -> Setup:
+    """Compiles the programs of all rank classes of a folded job."""
+    job, nodes = laid.scenario.job, laid.cluster.node_types
     seconds: dict[tuple[int, int], float] = {}
 
     def kernel_seconds(op: Compute, node: int) -> float:
+        # Programs share their operations, and live as long as this: an operation's id is a key.
         key = (id(op), node)
         if key not in seconds:
-            gpu = cluster.node_types[node].gpu
-            seconds[key] = sum(kernel_time(kernel, gpu, job.precision) for kernel in op.kernels)
+            seconds[key] = sum(kernel_time(kernel, nodes[node].gpu, job.precision) for kernel in op.kernels)
         return seconds[key]
 
     overlap = job.software.overlap
-    compiler = Compiler(quotient, cluster.node_types, kernel_seconds, overlap.compute or overlap.transfer)
-    legs = [compiler.compile(programs[kind.stage], kind) for kind in quotient.ranks]
-    return Setup(scenario, plan, cluster, programs, traffic, quotient, legs)
+    compiler = Compiler(quotient, nodes, kernel_seconds, overlap.compute or overlap.transfer)
+    return Setup(laid, quotient, [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks])
+
+
+def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
+    """Lays the job out, folds it and compiles it. Raises ScenarioError (located), DoesNotFit, TooManyClasses."""
+    laid = lay_out(scenario, progress)
+    _tell(progress, "folding", 0.3)
+    quotient = fold(laid.traffic, scenario.run.fold)
+    _tell(progress, "compiling", 0.9)
+    return compile_setup(laid, quotient)
 
 
 def stage_capacity(plan: Plan, cluster: Cluster) -> list[float]:
@@ -151,11 +169,11 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
 
 def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
     """The event loop alone."""
-    overlap = setup.scenario.job.software.overlap
+    overlap = setup.laid.scenario.job.software.overlap
     return play(
         setup.quotient,
         setup.legs,
-        tuple(node.name for node in setup.cluster.node_types),
+        tuple(node.name for node in setup.laid.cluster.node_types),
         (overlap.compute, overlap.transfer),
         None if progress is None else lambda share: progress("playing the step", share),
     )
@@ -163,7 +181,8 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
 
 def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -> Result:
     """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it."""
-    scenario, plan, cluster, job = setup.scenario, setup.plan, setup.cluster, setup.scenario.job
+    laid = setup.laid
+    scenario, plan, cluster, job = laid.scenario, laid.plan, laid.cluster, laid.scenario.job
     tokens = float(job.global_batch * job.sequence_length)
     needed = model_flops_per_token(job.model, job.sequence_length)
     again = recomputed_flops_per_token(job.model, job.sequence_length, job.recompute, job.software.attention)
@@ -202,7 +221,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
         },
         fold=scenario.run.fold,
         fold_rounds=quotient.partition.rounds,
-        aligned=setup.traffic.aligned,
+        aligned=laid.traffic.aligned,
         setup_s=setup_s,
         wall_s=wall_s,
         peak_memory_bytes=float(peak_memory),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,6 +209,15 @@ def test_rules_speak_all_at_once():
         "job.parallelism.expert",
         "job.parallelism.data",
     } <= set(found)
+
+
+@pytest.mark.parametrize("field", ["layers", "ffn"])
+def test_the_largest_counts_are_answered_at_once(field):
+    """999,999,999,989 is prime: looking for divisors takes the square root, a million tries, not 10^12."""
+    start = time.perf_counter()
+    found = problems(model={**DENSE, field: 999_999_999_989}, global_batch=999_999_999_989, parallelism={"pipeline": 7})
+    assert found
+    assert time.perf_counter() - start < 5.0
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

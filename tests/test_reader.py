@@ -61,6 +61,8 @@ BAD = [
     ("count: 16", 'count: "16"', "4:31", "cluster.nodes.0.count", "without quotes"),
     ("count: 16", "count: 1_600", "4:31", "cluster.nodes.0.count", "write 1600"),
     ("count: 16", "count: 1e3", "4:31", "cluster.nodes.0.count", "write 1000"),
+    ("count: 16", "count: 10000000000000", "4:31", "cluster.nodes.0.count", "too large"),
+    ("steps: 3", "seed: -1", "15:9", "run.seed", "at least 0"),
     ("count: 16", "count: 1.5", "4:31", "cluster.nodes.0.count", "whole number"),
     ("count: 16", "count: true", "4:31", "cluster.nodes.0.count", "whole number"),
     ("count: 16", "count: 16, racks: 2", "4:35", "cluster.nodes.0.racks", "known here: count, type"),

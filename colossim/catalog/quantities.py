@@ -99,7 +99,9 @@ SomeSeconds = Annotated[float, Quantity(units.TIME, zero=False)]
 SomeShare = Annotated[float, Quantity(units.SHARE, zero=False)]
 SomeCount = Annotated[float, Quantity(units.COUNT, zero=False)]
 Precision = Literal["bf16", "fp16", "fp8"]
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+#: No count of a scenario comes near this; the rules look for divisors, which takes its square root.
+MOST = 10**12
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Natural = Annotated[int, Field(ge=0, le=MOST)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]

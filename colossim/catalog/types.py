@@ -158,7 +158,7 @@ class Fabric(Entry):
     @field_validator("oversubscription")
     @classmethod
     def _one_a_boundary(cls, given: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        """Exactly one number a tier boundary: 1 where none is given. One beyond the top tier is told to have no effect."""
+        """One number a tier boundary: 1 where none is given; those beyond the top tier have no effect."""
         boundaries: int = info.data.get("tiers", 4) - 1
         return (given + (1.0,) * boundaries)[:boundaries]
 

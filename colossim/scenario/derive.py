@@ -7,7 +7,7 @@ import math
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
 from colossim.scenario.plan import Plan
-from colossim.scenario.rules import Report, check
+from colossim.scenario.rules import Report, check, divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
 __all__ = ["Plan", "derive", "no_effects"]
@@ -93,10 +93,11 @@ def _replicas(job: JobSpec, gpus: int, report: Report) -> int:
 def _divides(job: JobSpec, most: int, rounds: int) -> int:
     """The largest D up to `most` that leaves a multiple of `rounds` micro-batches each; 0 if none does."""
     par = job.parallelism
-    for data in range(most, 0, -1):
-        if job.global_batch % (data * job.micro_batch * rounds) == 0 and data * par.context % par.expert == 0:
-            return data
-    return 0
+    share, rest = divmod(job.global_batch, job.micro_batch * rounds)
+    if rest or not share:
+        return 0
+    fitting = (data for data in divisors(share) if data <= most and data * par.context % par.expert == 0)
+    return max(fitting, default=0)
 
 
 def _micro_batches(job: JobSpec, data: int, report: Report) -> int:

@@ -5,6 +5,7 @@ Each rule tells `report(field, message)`; nothing is raised, so that all of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from colossim.scenario.schema import JobSpec, Scenario
@@ -122,5 +123,10 @@ def _check_sequence(job: JobSpec, report: Report) -> None:
 
 def near_divisors(number: int, near: int) -> str:
     """The three divisors of a number around `near`, as text."""
-    every = {d for low in range(1, int(number**0.5) + 1) if number % low == 0 for d in (low, number // low)}
+    every = divisors(number)
     return ", ".join(str(d) for d in sorted(sorted(every, key=lambda d: (abs(d - near), d))[:3]))
+
+
+def divisors(number: int) -> set[int]:
+    """All divisors of a positive number."""
+    return {d for low in range(1, math.isqrt(number) + 1) if number % low == 0 for d in (low, number // low)}

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from colossim.catalog.quantities import (
     Named,
+    Natural,
     Positive,
     Precision,
     Ratio,
@@ -25,7 +26,6 @@ from colossim.errors import Problem, ScenarioError
 
 Axis = Literal["tensor", "context", "expert", "data", "pipeline"]
 ORDER: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
-Index = Annotated[int, Field(ge=0)]
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
 LATER_KEYS: dict[tuple[str, ...], str] = {
@@ -56,8 +56,8 @@ class NodeGroup(Facts):
 class Degraded(Facts):
     """A link of one GPU that runs below its rate."""
 
-    node: Index = Field(description="index of the node, from 0")
-    gpu: Index = Field(description="index of the GPU in the node, from 0")
+    node: Natural = Field(description="index of the node, from 0")
+    gpu: Natural = Field(description="index of the GPU in the node, from 0")
     link: Literal["nic", "nvlink"] = Field(default="nic", description="which of its links")
     rate: SomeShare = Field(description="share of its rate that is left")
 
@@ -142,7 +142,7 @@ class RunSpec(Facts):
     """How to play it."""
 
     steps: Positive = Field(default=20, description="steps to play")
-    seed: int = Field(default=0, description="of all random draws")
+    seed: Natural = Field(default=0, description="of all random draws")
     fold: Literal["exact", "bundles", "off"] = Field(
         default="exact", description="a process a class, an estimate of the fabric, or a process a GPU"
     )
