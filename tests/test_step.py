@@ -1,0 +1,291 @@
+"""Steps on toy numbers: closed forms of pipelines, collectives, overlap, and what must hold of every step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from colossim.collective import Timing, timing
+from colossim.engine.record import CATEGORIES
+from colossim.engine.step import play
+from colossim.partition import Partition
+from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
+from colossim.scenario.reader import load_scenario
+from colossim.segments import Alone, Blocking, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
+from colossim.simulation import lay_out, play_step, prepare
+from colossim.workload.schedule import order
+
+NOTHING = Partition(np.zeros(1, np.int32), (), np.zeros(1, np.int32), 0)
+
+
+def group(channel, members, links, count=1):
+    return GroupClass(channel, count, max(2, len(members)), tuple(members), tuple(links), (), 1.0, 0.0, 0.0, 0.0, 0)
+
+
+def rank(stage, groups):
+    return RankClass(stage, 0, 1, stage, tuple(groups))
+
+
+def quotient(ranks, channels, groups, capacity):
+    links = tuple(LinkClass("nic-out", 1, c, i) for i, c in enumerate(capacity))
+    return Quotient(tuple(ranks), tuple(channels), tuple(groups), links, (), NOTHING, frozenset(), False)
+
+
+def seconds(value, category=0):
+    return Alone(Segment.of([Part(value, category)]))
+
+
+def pipeline(schedule, p, m, v, forward, backward, transfer=0.0, blocking=False):
+    """p stages: passes of forward(stage) and backward(stage) s, transfers of `transfer` s on links of their own."""
+    wraps = v > 1
+    pairs = [(i, (i + 1) % p) for i in range(p if wraps else p - 1)]
+    ahead = [group(0, pair, [(i, 1.0)]) for i, pair in enumerate(pairs)]
+    back = [group(1, pair[::-1], [(len(pairs) + i, 1.0)]) for i, pair in enumerate(pairs)]
+    send = Timing(transfer, 0.0, float("inf"))
+    ranks, legs = [], []
+    for i in range(p):
+        sends_ahead = i if (i < p - 1 or wraps) else -1
+        takes_ahead = (i - 1) % p if (i > 0 or wraps) else -1
+        ranks.append(rank(i, [(sends_ahead, takes_ahead), (takes_ahead, sends_ahead)]))
+        stage = []
+        for kind, j, c in order(schedule, i, p, m, v):
+            steps = []
+            first, last = i == 0 and c == 0, i == p - 1 and c == v - 1
+            if kind == "F":
+                steps += [] if first else [Fetch(0)]
+                steps.append(seconds(forward(i)))
+                steps += [] if last else [Ship(0, send, blocking, int(i == p - 1))]
+            else:
+                steps += [] if last else [Fetch(1)]
+                steps.append(seconds(backward(i)))
+                steps += [] if first else [Ship(1, send, blocking, -int(i == 0))]
+            stage.append(Leg(int(kind == "B"), j, c, tuple(steps)))
+        legs.append(tuple(stage))
+    folded = quotient(ranks, ["forward", "backward"], [tuple(ahead), tuple(back)], [1.0] * (2 * len(pairs)))
+    return play(folded, legs, ("toy",), (0.0, 0.0))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(("p", "m"), [(1, 3), (4, 8), (4, 4), (5, 2), (2, 1)])
+def test_makespan_of_equal_stages(schedule, p, m):
+    """(m + p - 1)(F + B)."""
+    record = pipeline(schedule, p, m, 1, lambda i: 1.0, lambda i: 2.0)
+    assert record.step_time == pytest.approx((m + p - 1) * 3.0)
+
+
+@pytest.mark.parametrize(("p", "m", "v"), [(2, 4, 2), (4, 8, 2), (4, 8, 4), (3, 9, 2), (4, 4, 3)])
+def test_makespan_of_interleaving(p, m, v):
+    """m(F + B) + (p - 1)(F + B)/v, with F + B of a whole stage in v chunks."""
+    record = pipeline("interleaved", p, m, v, lambda i: 1.0 / v, lambda i: 2.0 / v)
+    assert record.step_time == pytest.approx(m * 3.0 + (p - 1) * 3.0 / v)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_a_slower_last_stage_sets_the_pace(schedule):
+    """m max(F + B) + sum - max over the stages: 6 x 5 + 3 x 3."""
+    record = pipeline(schedule, 4, 6, 1, lambda i: 2.0 if i == 3 else 1.0, lambda i: 3.0 if i == 3 else 2.0)
+    assert record.step_time == pytest.approx(6 * 5.0 + 3 * 3.0)
+
+
+def test_sends_cost_1f1b_in_the_steady_state_though_nothing_blocks():
+    """p - i micro-batches in flight leave no slack: each further micro-batch costs F + B + 2 x (p - 1)/p."""
+    p, x = 4, 0.25
+    times = [pipeline("1f1b", p, m, 1, lambda i: 1.0, lambda i: 2.0, transfer=x).step_time for m in (40, 80)]
+    assert (times[1] - times[0]) / 40 == pytest.approx(3.0 + 2 * x * (p - 1) / p)
+
+
+def test_breakdown_of_a_pipeline():
+    """Stage 3 of 4 waits 3 F for its first micro-batch and 3 B for the others' last: 9 of the 27 s are bubble."""
+    record = pipeline("1f1b", 4, 6, 1, lambda i: 1.0, lambda i: 2.0)
+    for timeline in record.timelines:
+        spent = dict(zip(CATEGORIES, timeline.seconds(), strict=True))
+        assert spent["compute"] == pytest.approx(18.0)
+        assert spent["pipeline_bubble"] == pytest.approx(9.0)
+
+
+# -- collectives -----------------------------------------------------------------------------------------------------
+def node_with(bandwidth, half_size, base, hop):
+    node = load_scenario("two-pods").cluster.nodes[0].type
+    ring = node.nvlink_ring.model_copy(
+        update={"bandwidth": bandwidth, "half_size": half_size, "base": base, "hop": hop}
+    )
+    return node.model_copy(update={"nvlink_ring": ring})
+
+
+def test_ring_all_reduce_in_a_node():
+    """n = 4, S = 80 B at 10 B/s, 1 s a hop: 2 (n-1)/n S/B = 12 s and 2 (n-1) = 6 hops; a reduce-scatter half of both."""
+    node = node_with(10.0, 0.0, 0.5, 1.0)
+    ring = GroupClass(0, 1, 4, (0,), (), (), 3 / 4, 3.0, 1 / 10.0, 0.0, 0)
+    t = timing("all_reduce", 80.0, ring, node)
+    assert t.latency + t.bytes / t.cap == pytest.approx(0.5 + 6 + 12)
+    t = timing("reduce_scatter", 80.0, ring, node)
+    assert t.latency + t.bytes / t.cap == pytest.approx(0.5 + 3 + 6)
+
+
+def test_the_ramp_doubles_the_time_of_a_small_ring():
+    """Of S = S0 n/8 the ramp costs as much as the transfer."""
+    node = node_with(10.0, 160.0, 0.0, 0.0)
+    ring = GroupClass(0, 1, 4, (0,), (), (), 3 / 4, 0.0, 1 / 10.0, 0.0, 0)
+    t = timing("all_reduce", 80.0, ring, node)
+    assert t.bytes / t.cap == pytest.approx(2 * 12.0)
+
+
+def test_two_groups_share_what_they_cross():
+    """Two all-reduces of 10 B an edge on one link of 2 B/s that each crosses once: 1 B/s each, 10 s; alone 5 s."""
+    call = Blocking(0, Timing(10.0, 0.0, float("inf")), 6, 1.0)
+    for count, expected in ((2, 10.0), (1, 5.0)):
+        groups = tuple(group(0, [i], [(0, 1.0)]) for i in range(count))
+        ranks = [rank(0, [(i,)]) for i in range(count)]
+        record = play(
+            quotient(ranks, ["data"], [groups], [2.0]), [(Leg(2, -1, -1, (call,)),)] * count, ("toy",), (0.0, 0.0)
+        )
+        assert record.step_time == pytest.approx(expected)
+
+
+def test_a_collective_waits_for_its_last_member():
+    """Members compute 1 and 3 s, then reduce for 2 s: 5 s, of which the first waits 2 s for a straggler."""
+    call = Blocking(0, Timing(4.0, 0.0, float("inf")), 6, 1.0)
+    legs = [(Leg(2, -1, -1, (seconds(s), call)),) for s in (1.0, 3.0)]
+    ranks = [RankClass(0, kind, 1, kind, ((0,),)) for kind in (0, 1)]
+    record = play(
+        quotient(ranks, ["data"], [(group(0, [0, 1], [(0, 1.0)]),)], [2.0]), legs, ("fast", "slow"), (0.0, 0.0)
+    )
+    assert record.step_time == pytest.approx(5.0)
+    spent = dict(zip(CATEGORIES, record.timelines[0].seconds(), strict=True))
+    assert (spent["compute"], spent["straggler"], spent["data_comm"]) == pytest.approx((1.0, 2.0, 2.0))
+
+
+def test_a_meeting_takes_the_slowest_of_each_part():
+    """Arrivals 0 and 1; parts 2 | 1 and 1 | 4 around a collective of 3 s, tails 5 and 1: T = max(2, 2) + 3, + max(1, 4) + 3."""
+    own = [[2.0, 1.0, 5.0], [1.0, 4.0, 1.0]]
+    legs = []
+    for arrival, parts in zip((0.0, 1.0), own, strict=True):
+        first, second, tail = parts
+        segment = Segment.of(
+            [Part(first, 0), Part(3.0, 1, 0, 6.0), Part(second, 0), Part(3.0, 1, 0, 6.0), Part(tail, 0)]
+        )
+        legs.append((Leg(2, -1, -1, ((seconds(arrival),) if arrival else ()) + (Meeting(segment, 0),)),))
+    ranks = [RankClass(0, kind, 1, kind, ((0,),)) for kind in (0, 1)]
+    folded = quotient(ranks, ["tensor"], [(group(0, [0, 1], [(0, 1.0)]),)], [2.0])
+    record = play(folded, legs, ("a", "b"), (0.0, 0.0))
+    met = max(0 + 2, 1 + 1) + 3 + max(1, 4) + 3
+    assert record.rank_end.tolist() == pytest.approx([met + 5, met + 1])
+    assert record.links[0].bytes == pytest.approx(12.0)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.35, 0.35)])
+def test_overlap_slows_both(x, y):
+    """6 s of kernel beside a transfer of 2 s alone: while both run the kernel goes at 1/(1+x), the transfer at 1/(1+y),
+    so the transfer ends at 2 (1+y) and the kernel has lost 2 (1+y) x/(1+x)."""
+    call = Start(0, Timing(4.0, 0.0, float("inf")), 6, "bucket")
+    legs = [(Leg(1, 0, 0, (call, Slowed(6.0, 0), Until("bucket"))),)]
+    folded = quotient([rank(0, [(0,)])], ["data"], [(group(0, [0], [(0, 1.0)]),)], [2.0])
+    record = play(folded, legs, ("toy",), (x, y))
+    assert record.step_time == pytest.approx(6 + 2 * (1 + y) * x / (1 + x))
+
+
+def test_an_exposed_transfer_is_not_slowed():
+    """1 s of kernel beside a transfer of 2 s alone, x = 0, y = 1: half speed for 1 s, then the other 1.5 s of it: 2.5 s."""
+    call = Start(0, Timing(4.0, 0.0, float("inf")), 6, "bucket")
+    legs = [(Leg(1, 0, 0, (call, Slowed(1.0, 0), Until("bucket"))),)]
+    folded = quotient([rank(0, [(0,)])], ["data"], [(group(0, [0], [(0, 1.0)]),)], [2.0])
+    assert play(folded, legs, ("toy",), (0.0, 1.0)).step_time == pytest.approx(2.5)
+
+
+def test_collectives_of_a_group_queue():
+    """Two buckets of 2 s each are one after the other on their communicator: 4 s."""
+    calls = tuple(Start(0, Timing(4.0, 0.0, float("inf")), 6, tag) for tag in "ab")
+    legs = [(Leg(1, 0, 0, (*calls, Until("a"), Until("b"))),)]
+    folded = quotient([rank(0, [(0,)])], ["data"], [(group(0, [0], [(0, 1.0)]),)], [2.0])
+    assert play(folded, legs, ("toy",), (0.0, 0.0)).step_time == pytest.approx(4.0)
+
+
+# -- what must hold of every step ------------------------------------------------------------------------------------
+SOME = [
+    ("two-pods", []),
+    ("two-pods", ["cluster.fabric.oversubscription=[4, 2]", "job.overlap.pipeline=false"]),
+    ("two-pods", ["job.parallelism.sharding=parameters", "job.parallelism.context=2", "job.recompute=full"]),
+    ("two-pods", ["job.model=mixtral-8x22b", "job.parallelism.expert=8", "job.parallelism.tensor=4", "job.recompute=full"]),
+    ("colossus-200k", ["cluster.nodes.0.count=48", "cluster.nodes.1.count=16", "job.global_batch=64"]),
+    ("korthikanti-2022", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes"), SOME)
+def test_a_step_is_accounted_for(name, changes):
+    """Timelines cover the step without gaps; no link is over its capacity, and its throughput adds up to its bytes."""
+    record = play_step(prepare(load_scenario(name, set=changes)))
+    for timeline in record.timelines:
+        assert timeline.start[0] == 0
+        assert np.all(timeline.start[1:] == timeline.end[:-1])
+        assert timeline.end[-1] == pytest.approx(record.step_time, rel=1e-9)
+        assert timeline.seconds().sum() == pytest.approx(record.step_time, rel=1e-9)
+    for use in record.links:
+        assert np.all(use.rate <= use.capacity * (1 + 1e-9)), use.name
+        assert np.sum(use.rate * np.diff(use.times)) == pytest.approx(use.bytes, rel=1e-6), use.name
+
+
+@pytest.mark.parametrize(("name", "changes"), SOME[:5])
+def test_segments_change_nothing_but_the_number_of_events(name, changes, monkeypatch):
+    """The same job with every collective played on the network."""
+    scenario = load_scenario(name, set=changes)
+    quick = play_step(prepare(scenario))
+    from colossim.segments import Compiler
+
+    original = Compiler.__post_init__
+
+    def nothing_private(self):
+        original(self)
+        self._private = frozenset()
+
+    monkeypatch.setattr(Compiler, "__post_init__", nothing_private)
+    slow = play_step(prepare(scenario))
+    assert slow.step_time == pytest.approx(quick.step_time, rel=1e-9)
+    assert slow.rank_end == pytest.approx(quick.rank_end, rel=1e-9)
+    assert [u.bytes for u in slow.links] == pytest.approx([u.bytes for u in quick.links])
+    assert slow.events > quick.events
+
+
+def test_programs_that_do_not_match_are_our_bug():
+    folded = quotient([rank(0, [(0, 0)])], ["forward"], [(group(0, [0, 0], [(0, 1.0)]),)], [1.0])
+    with pytest.raises(RuntimeError, match="deadlock"):
+        play(folded, [(Leg(0, 0, 0, (Fetch(0),)),)], ("toy",), (0.0, 0.0))
+
+
+def test_the_same_bytes_whatever_the_hash_seed():
+    code = (
+        "import colossim, hashlib\n"
+        "r = colossim.simulate(colossim.load_scenario('two-pods', set=['cluster.fabric.oversubscription=[4, 2]']))\n"
+        "t = b''.join(x.tobytes() for l in r.record.timelines for x in (l.start, l.end, l.category))\n"
+        "u = b''.join(x.tobytes() for l in r.record.links for x in (l.times, l.rate))\n"
+        "print(repr(r.step_time_s), r.events, list(r.links), hashlib.sha256(t + u).hexdigest())\n"
+    )
+    outputs = set()
+    for seed in ("0", "1", "424242"):
+        run = subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
+        outputs.add(run.stdout)
+    assert len(outputs) == 1
+
+
+def test_hierarchical_rings_pay_less_latency():
+    """Two levels: q - 1 NVLink hops a pass instead of n - N; the network's bytes are the same."""
+    laid = lay_out(load_scenario("two-pods", set=["job.parallelism.tensor=1", "job.parallelism.sequence=false"]))
+    other = lay_out(
+        load_scenario(
+            "two-pods",
+            set=[
+                "job.parallelism.tensor=1",
+                "job.parallelism.sequence=false",
+                "job.collectives_algorithm=hierarchical",
+            ],
+        )
+    )
+    flat, levels = laid.traffic.channel("data").footprint, other.traffic.channel("data").footprint
+    n, nodes, q, hop = 32, 4, 8, 1e-6
+    assert flat.latency - levels.latency == pytest.approx((n - nodes - (q - 1)) * hop)
+    assert levels.share == pytest.approx((nodes - 1) / (nodes * q))
