@@ -64,10 +64,14 @@ def _interrupted() -> int:
     return 130
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Pipe()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

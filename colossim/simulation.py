@@ -227,22 +227,31 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
         peak_memory_bytes=float(peak_memory),
         assumptions=assumptions,
         notes=no_effects(scenario, plan),
-        mix=mix(record),
+        mix=mix(setup, record),
     )
 
 
-def mix(record: StepRecord) -> dict[str, Any] | None:
-    """What a job of several node types costs itself: how long each type computes, and how long it waits for others."""
-    kinds = sorted({timeline.hardware for timeline in record.timelines})
-    if len(kinds) < 2:
+def mix(setup: Setup, record: StepRecord) -> dict[str, Any] | None:
+    """What a job of several node types costs itself; None if there is one type.
+
+    For each type: seconds of the same work (the kernels of a stage in the middle), and the mean seconds a step that its
+    ranks wait for others: slower members of a collective, and neighbour stages. The slowest type at the same work sets
+    the pace.
+    """
+    laid = setup.laid
+    nodes, precision = laid.cluster.node_types, laid.scenario.job.precision
+    present = sorted({kind.hardware for kind in setup.quotient.ranks})
+    if len(present) < 2:
         return None
-    compute, straggler = CATEGORIES.index("compute"), CATEGORIES.index("straggler")
+    program = laid.programs[laid.plan.pipeline // 2]
+    work = [op for p in program.passes for op in p.body if isinstance(op, Compute)]
+    waits = [CATEGORIES.index("straggler"), CATEGORIES.index("pipeline_bubble")]
     rows = {}
-    for kind in kinds:
-        own = [timeline for timeline in record.timelines if timeline.hardware == kind]
-        seconds = np.array([timeline.seconds() for timeline in own])
-        weights = np.array([timeline.count for timeline in own], dtype=np.float64)
-        mean = (seconds * weights[:, None]).sum(axis=0) / weights.sum()
-        rows[kind] = {"compute_s": float(mean[compute]), "waits_for_slower_s": float(mean[straggler])}
-    slowest = max(rows, key=lambda kind: rows[kind]["compute_s"])
-    return {"types": rows, "pace": slowest}
+    for index in present:
+        node = nodes[index]
+        own = [timeline for timeline in record.timelines if timeline.hardware == node.name]
+        count = sum(timeline.count for timeline in own)
+        waited = sum(timeline.count * float(timeline.seconds()[waits].sum()) for timeline in own) / count
+        kernels = sum(kernel_time(kernel, node.gpu, precision) for op in work for kernel in op.kernels)
+        rows[node.name] = {"same_work_s": kernels, "waits_s": waited}
+    return {"types": rows, "pace": max(rows, key=lambda name: rows[name]["same_work_s"])}

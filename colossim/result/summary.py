@@ -90,7 +90,7 @@ def show(result: Result, console: Console) -> None:
     console.print()
     console.print(f"[bold]Bound by[/bold] {result.bound}.", highlight=False, soft_wrap=False)
     if result.mix is not None:
-        console.print(f"[bold]Mixed[/bold] {_mix(result.mix, result.step_time_s)}", highlight=False)
+        console.print(f"[bold]Mixed[/bold] {_mix(result.mix)}", highlight=False)
     for title, lines in (("Assumed", result.assumptions), ("Note", result.notes)):
         for line in lines:
             console.print(f"[dim]{title}:[/dim] {line}", highlight=False)
@@ -158,9 +158,9 @@ def by_kind(links: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _mix(mix: dict[str, Any], step: float) -> str:
+def _mix(mix: dict[str, Any]) -> str:
     parts = [
-        f"{kind} computes {format_time(row['compute_s'])} and waits {format_time(row['waits_for_slower_s'])} for slower ranks"
+        f"{kind} does a stage's kernels in {format_time(row['same_work_s'])} and waits {format_time(row['waits_s'])}"
         for kind, row in mix["types"].items()
     ]
     return f"job: {mix['pace']} sets the pace; " + "; ".join(parts) + "."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive
@@ -103,7 +104,7 @@ def fits(plan: Plan, job: JobSpec, capacity: list[float]) -> bool:
 
 
 def suggestions(scenario: Scenario, capacity: float) -> list[str]:
-    """Changes of one or two settings, each of which makes the job fit into GPUs of `capacity` bytes; the nearest first."""
+    """Changes of one to three settings, each of which makes the job fit into GPUs of `capacity` bytes; the nearest first."""
     found = []
     for changes in _changes(scenario):
         parallel = {k.split(".")[-1]: v for k, v in changes.items() if k.startswith("job.parallelism.")}
@@ -147,8 +148,8 @@ def _changes(scenario: Scenario) -> Iterator[dict[str, object]]:
     singles += [{"job.parallelism.pipeline": par.pipeline * f, "job.parallelism.data": "auto"} for f in (2, 4, 8)]
     if par.sharding != "parameters":
         singles.append({"job.parallelism.sharding": "parameters"})
-    yield from singles
-    for i, one in enumerate(singles):
-        for other in singles[i + 1 :]:
-            if not set(one) & set(other) - {"job.parallelism.data"}:
-                yield {**one, **other}
+    for size in (1, 2, 3):
+        for chosen in combinations(singles, size):
+            fields = [field for change in chosen for field in change if field != "job.parallelism.data"]
+            if len(set(fields)) == len(fields):
+                yield {field: value for change in chosen for field, value in change.items()}
