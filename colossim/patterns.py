@@ -212,15 +212,12 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
     group = np.repeat(np.arange(groups), n)
     far = np.zeros(groups, dtype=np.int64)
     for level in LEVELS:
-        member_of = (cluster.leaf, cluster.block, cluster.zone)[level - 1]
-        place = member_of(flat)
-        if level == 1 and forwards.any():
-            up_key, up, down_key, down, whose = _rail_messages(cluster, flat, group, groups)
-        else:
-            key, count = np.unique(group * (int(place.max()) + 1) + place, return_counts=True)
-            whose = key // (int(place.max()) + 1)
-            up_key = down_key = key % (int(place.max()) + 1)
-            up = down = (count * (n - count)).astype(np.float64)
+        by_rail = np.repeat(forwards & (level == 1), n)
+        parts = [
+            _rail_messages(cluster, flat[by_rail], group[by_rail], n),
+            _direct_messages(cluster, level, flat[~by_rail], group[~by_rail], n, q[~by_rail]),
+        ]
+        whose, bundle, up, down = (np.concatenate(column) for column in zip(*parts, strict=True))
         edges.crossings[level - 1] = np.bincount(whose, weights=up, minlength=groups)
         crosses = edges.crossings[level - 1] > 0
         if not crosses.any():
@@ -228,9 +225,9 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
         far[crosses] = level
         edges.feeds[:, level - 1, flat[np.repeat(crosses, n)]] = True
         if cluster.can_bind(level):
-            for key_of, weight, down_link in ((up_key, up, False), (down_key, down, True)):
+            for weight, downward in ((up, False), (down, True)):
                 used = weight > 0
-                edges.add(whose[used], cluster.bundle_offset(level, down_link) + key_of[used], weight[used])
+                edges.add(whose[used], cluster.bundle_offset(level, downward) + bundle[used], weight[used])
     start = np.arange(groups) * n
     switches = np.where(runs.count > 1, 2 * far + 1, 0)
     hop = np.where(runs.count > 1, constants.network_hop[flat[start]], constants.nvlink_hop[flat[start]])
@@ -249,24 +246,39 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
     )
 
 
-def _rail_messages(cluster: Cluster, flat: Ints, group: Ints, groups: int) -> tuple[Ints, Floats, Ints, Floats, Ints]:
-    """Messages over the leaf bundles when every message leaves on its destination's rail, a (group, leaf) at a time.
+#: (group, bundle, messages up, messages down) of each bundle that a group touches
+_Messages = tuple[Ints, Ints, Floats, Floats]
+
+
+def _direct_messages(cluster: Cluster, level: int, flat: Ints, group: Ints, n: int, q: Ints) -> _Messages:
+    """Messages over bundles when everyone sends by its own NIC: each member to all that are not below the same bundle.
+
+    q: (members,) members of the group in each one's node.
+    """
+    place = (cluster.leaf, cluster.block, cluster.zone)[level - 1](flat)
+    places = int(place.max(initial=0)) + 1
+    key, where, count = np.unique(group * places + place, return_inverse=True, return_counts=True)
+    messages = (count * (n - count)).astype(np.float64)
+    if level == 1 and cluster.rails > 1:
+        # What goes to other rails of the node takes NVLink, not the leaf.
+        node = group * cluster.nodes + cluster.gpu_node[flat]
+        _, same, together = np.unique(node * places + place, return_inverse=True, return_counts=True)
+        messages -= np.bincount(where, weights=q - together[same], minlength=key.size)
+    return key // places, key % places, messages, messages
+
+
+def _rail_messages(cluster: Cluster, flat: Ints, group: Ints, n: int) -> _Messages:
+    """Messages over the leaf bundles when every message leaves on its destination's rail.
 
     Up leaf (pod P, rail r): members in P x members on r outside P. Down: members on (P, r) x members outside P.
-    Returns leaf, up count, leaf, down count, group of each (group, leaf).
     """
     leaf = cluster.leaf(flat)
-    rail = cluster.gpu_rail[flat].astype(np.int64)
-    rails = int(cluster.gpu_rail.max()) + 1
-    leaves = int(leaf.max()) + 1
-    n = flat.size // groups
+    rails, leaves = cluster.rails, int(leaf.max(initial=0)) + 1
     key, on_leaf = np.unique(group * leaves + leaf, return_counts=True)
     whose, which = key // leaves, key % leaves
-    first = np.unique(group * leaves + leaf, return_index=True)[1]
-    pod_key = whose * leaves + which // rails
-    _, pod_of = np.unique(pod_key, return_inverse=True)
+    _, pod_of = np.unique(whose * leaves + which // rails, return_inverse=True)
     in_pod = np.bincount(pod_of, weights=on_leaf)[pod_of]
-    rail_key = whose * rails + rail[first]
-    on_rail = np.bincount(rail_key, weights=on_leaf, minlength=groups * rails)[rail_key]
+    rail_key = whose * rails + which % rails
+    on_rail = np.bincount(rail_key, weights=on_leaf)[rail_key]
     up, down = in_pod * (on_rail - on_leaf), on_leaf * (n - in_pod)
-    return which, up.astype(np.float64), which, down.astype(np.float64), whose
+    return whose, which, up.astype(np.float64), down.astype(np.float64)

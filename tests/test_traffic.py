@@ -1,0 +1,293 @@
+"""Who talks to whom, and what each pattern puts on links, against plain loops over ranks and edges."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colossim import patterns
+from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, build_cluster
+from colossim.footprint import Constants
+from colossim.scenario.derive import derive
+from colossim.scenario.reader import load_scenario
+from colossim.scenario.schema import ClusterSpec
+from colossim.simulation import lay_out, used_channels
+from colossim.traffic import group_members, stage_of_ranks
+
+
+def cluster(nodes=8, **changes):
+    facts = {"base": "spectrum-x", "nodes_per_pod": 2, "pods_per_block": 2, "oversubscription": (2, 2), **changes}
+    return build_cluster(
+        ClusterSpec.model_validate({"nodes": ({"type": "hgx-h100", "count": nodes},), "fabric": facts})
+    )
+
+
+def own(footprint, kind, gpu):
+    return sum(column[gpu] for _, k, column in footprint.own if k == kind)
+
+
+def crossed(footprint, cluster_, group=0):
+    """link kind -> summed weight of further links of a group."""
+    total = Counter()
+    for g, link, weight in zip(footprint.group, footprint.link, footprint.weight, strict=True):
+        if g == group:
+            total[cluster_.link_kind_name(int(link))] += weight
+    return total
+
+
+# -- groups ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ([], "two-pods"),
+        (["job.parallelism.order=[data, tensor, pipeline, expert, context]"], "two-pods"),
+        (["job.model=mixtral-8x22b", "job.parallelism.expert=4", "job.parallelism.context=2"], "two-pods"),
+        # Three replicas of two contexts: an expert group of 2 spans both contexts.
+        (
+            [
+                *["job.model=mixtral-8x22b", "job.parallelism.expert=2", "job.parallelism.context=2"],
+                *["job.parallelism.data=3", "job.global_batch=24"],
+            ],
+            "two-pods",
+        ),
+    ],
+)  # fmt: skip
+def test_groups_by_coordinates(changes, name):
+    """A rank's coordinates are digits of its number, `order`'s first axis fastest; groups hold the rest fixed."""
+    plan = derive(load_scenario(name, set=changes))
+    coordinates = []
+    for rank in range(plan.world):
+        digits, left = {}, rank
+        for axis in plan.order:
+            digits[axis] = left % plan.axes[axis]
+            left //= plan.axes[axis]
+        coordinates.append(digits)
+    inner = plan.expert_context
+
+    def groups(key):
+        found = {}
+        for rank, at in enumerate(coordinates):
+            found.setdefault(key(at), []).append(rank)
+        return sorted(found.values())
+
+    expected = {
+        "tensor": groups(lambda at: (at["context"], at["expert"], at["data"], at["pipeline"])),
+        "context": groups(lambda at: (at["tensor"], at["expert"], at["data"], at["pipeline"])),
+        "expert": groups(lambda at: (at["tensor"], at["context"] // inner, at["data"], at["pipeline"])),
+        "data": groups(lambda at: (at["tensor"], at["pipeline"])),
+        "expert_data": groups(lambda at: (at["tensor"], at["pipeline"], at["expert"], at["context"] % inner)),
+    }
+    found = group_members(plan)
+    for channel, members in found.items():
+        if channel in expected:
+            assert sorted(sorted(row) for row in members.tolist()) == expected[channel], channel
+    assert {c for c, rows in expected.items() if len(rows[0]) > 1 and (c != "expert_data" or plan.expert > 1)} <= set(
+        found
+    )
+    stage = stage_of_ranks(plan)
+    assert stage.tolist() == [at["pipeline"] for at in coordinates]
+    for a, b in found["forward"].tolist():
+        assert (stage[a] + 1) % plan.pipeline == stage[b]
+        assert {k: v for k, v in coordinates[a].items() if k != "pipeline"} == {
+            k: v for k, v in coordinates[b].items() if k != "pipeline"
+        }
+    assert found["backward"].tolist() == [[b, a] for a, b in found["forward"].tolist()]
+
+
+def test_only_used_channels_are_built():
+    laid = lay_out(load_scenario("two-pods"))
+    assert used_channels(laid.programs) == {"tensor", "data", "forward", "backward"}
+    assert {c.name for c in laid.traffic.channels} == {"tensor", "data", "forward", "backward"}
+
+
+# -- patterns against the table of network.md --------------------------------------------------------------------------
+def strided(nodes, q):
+    """q members in each of `nodes` nodes, on evenly spaced rails."""
+    return np.array([[8 * node + j * (8 // q) for node in range(nodes) for j in range(q)]])
+
+
+@pytest.mark.parametrize("q", [1, 2, 4, 8])
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_a_flat_ring_puts_what_the_table_says(q, nodes):
+    """Per pass: NVLink (q-1)/q (n-1)/n S, NIC (n-1)/(n q) S; latency (n-N) a_v + (N-1) a_n of an even fabric."""
+    built = cluster(nodes=nodes, nodes_per_pod=8)
+    members = strided(nodes, q)
+    print_ = patterns.ring(built, Constants.of(built), members)
+    n = nodes * q
+    share = print_.share[0]
+    for gpu in members[0]:
+        for kinds, expected in (
+            ((NVLINK_OUT, NVLINK_IN), (q - 1) / q * (n - 1) / n),
+            ((NIC_OUT, NIC_IN), (n - 1) / (n * q)),
+        ):
+            for kind in kinds:
+                assert share * own(print_, kind, gpu) == pytest.approx(expected)
+    others = [g for g in range(built.gpus) if g not in members]
+    assert not any(own(print_, kind, g) for kind in range(4) for g in others)
+    nvlink, network = 1e-6, 14e-6 + 600e-9
+    assert print_.latency[0] == pytest.approx((n - nodes) * nvlink + (nodes - 1) * network)
+
+
+def test_a_ring_in_a_node_is_one_lane():
+    built = cluster()
+    print_ = patterns.ring(built, Constants.of(built), np.arange(8)[None, :])
+    assert print_.share[0] == 7 / 8
+    assert [own(print_, kind, 3) for kind in range(4)] == [1, 1, 0, 0]
+    assert print_.latency[0] == pytest.approx(7e-6)
+
+
+def test_a_ring_crosses_each_pod_once_each_way():
+    """8 nodes in 4 pods of two blocks, one rank a node: an edge out of each pod, and out of each block."""
+    built = cluster()
+    members = strided(8, 1)
+    print_ = patterns.ring(built, Constants.of(built), members)
+    assert crossed(print_, built) == {"leaf-up": 4, "leaf-down": 4, "block-up": 2, "block-down": 2}
+    assert print_.crossings[:, 0].tolist() == [4, 2, 0]
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_rings_of_unequal_nodes_by_enumeration(data):
+    """C = max q lanes; lane k leaves node i by member floor(k q_i / C) and enters the next by floor(k q_j / C)."""
+    built = cluster(nodes=6)
+    chosen = sorted(data.draw(st.sets(st.integers(0, 47), min_size=2, max_size=14)))
+    print_ = patterns.ring(built, Constants.of(built), np.array([chosen]))
+    by_node = [list(rows) for _, rows in itertools.groupby(chosen, key=lambda g: g // 8)]
+    lanes = max(len(rows) for rows in by_node) if len(by_node) > 1 else 1
+    count = Counter()
+    for lane in range(lanes):
+        for i, rows in enumerate(by_node):
+            after = by_node[(i + 1) % len(by_node)]
+            if len(by_node) == 1:
+                for gpu in rows:
+                    count[NVLINK_OUT, gpu] += 1
+                    count[NVLINK_IN, gpu] += 1
+                continue
+            leaves, enters = rows[lane * len(rows) // lanes], after[lane * len(after) // lanes]
+            entered = rows[lane * len(rows) // lanes]
+            for gpu in rows:
+                count[NVLINK_OUT, gpu] += gpu != leaves
+                count[NVLINK_IN, gpu] += gpu != entered
+            forwarder = leaves // 8 * 8 + enters % 8
+            if forwarder != leaves:
+                count[NVLINK_OUT, leaves] += 1
+                count[NVLINK_IN, forwarder] += 1
+            count[NIC_OUT, forwarder] += 1
+            count[NIC_IN, enters] += 1
+    total = Counter()
+    for kind in range(4):
+        for gpu in range(built.gpus):
+            total[kind, gpu] += own(print_, kind, gpu)
+    for link, weight in zip(print_.link, print_.weight, strict=True):
+        if link < 4 * built.gpus:
+            total[int(link) // built.gpus, int(link) % built.gpus] += weight
+    assert +total == +count
+    ups = crossed(print_, built)
+    assert ups["leaf-up"] == ups["leaf-down"]
+    assert sum(v for (k, _), v in total.items() if k == NIC_OUT) == sum(v for (k, _), v in total.items() if k == NIC_IN)
+
+
+def messages(members):
+    return [(a, b) for a in members for b in members if a != b]
+
+
+@pytest.mark.parametrize("q", [1, 2, 8])
+@pytest.mark.parametrize("rails", ["forward", "spine"])
+def test_an_all_to_all_by_enumeration(q, rails):
+    """Every message from every member to every other, each on its way; PXN sends on the rail of the destination."""
+    built = cluster(rails=rails)
+    members = strided(8, q)
+    print_ = patterns.all_to_all(built, Constants.of(built), members)
+    count, ups = Counter(), Counter()
+    for a, b in messages(members[0].tolist()):
+        if a // 8 == b // 8:
+            count[NVLINK_OUT, a] += 1
+            count[NVLINK_IN, b] += 1
+            continue
+        leaves = a // 8 * 8 + b % 8 if rails == "forward" else a
+        if leaves != a:
+            count[NVLINK_OUT, a] += 1
+            count[NVLINK_IN, leaves] += 1
+        count[NIC_OUT, leaves] += 1
+        count[NIC_IN, b] += 1
+        routes = built.routes(np.array([a]), np.array([b]))
+        ups["leaf-up"] += routes.level[0] > 1
+        ups["block-up"] += routes.level[0] > 2
+    for kind in range(4):
+        for gpu in members[0]:
+            assert own(print_, kind, gpu) == pytest.approx(count[kind, gpu])
+    found = crossed(print_, built)
+    assert found["leaf-up"] == found["leaf-down"] == ups["leaf-up"]
+    assert found["block-up"] == found["block-down"] == ups["block-up"]
+    n = 8 * q
+    assert print_.share[0] == 1 / n
+
+
+def test_an_all_to_all_in_the_table():
+    """q = 8: NVLink 7/8 S, NIC (n-8)/n S, leaf-up P x (n-8P)/n S of a pod of P nodes."""
+    built = cluster()
+    print_ = patterns.all_to_all(built, Constants.of(built), strided(8, 8))
+    n, pod = 64, 2
+    assert print_.share[0] * own(print_, NVLINK_OUT, 5) == pytest.approx(7 / 8)
+    assert print_.share[0] * own(print_, NIC_OUT, 5) == pytest.approx((n - 8) / n)
+    leaf = built.bundle_offset(1, False)
+    assert print_.share[0] * print_.weight[print_.link == leaf].sum() == pytest.approx(pod * (n - 8 * pod) / n)
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "kinds"),
+    [(0, 1, (NVLINK_OUT, NVLINK_IN)), (0, 8, (NIC_OUT, NIC_IN)), (3, 8 * 7 + 3, (NIC_OUT, NIC_IN))],
+)
+def test_a_pair_uses_one_way(src, dst, kinds):
+    built = cluster()
+    print_ = patterns.pair(built, Constants.of(built), np.array([[src, dst]]))
+    assert own(print_, kinds[0], src) == own(print_, kinds[1], dst) == 1
+    assert sum(own(print_, kind, gpu) for kind in range(4) for gpu in range(built.gpus)) == 2
+    level = built.routes(np.array([src]), np.array([dst])).level[0]
+    assert print_.crossings[:, 0].tolist() == [float(level > 1), float(level > 2), 0.0]
+
+
+def test_a_shift_sends_once_and_receives_once():
+    built = cluster()
+    members = strided(4, 2)
+    print_ = patterns.shift(built, Constants.of(built), members)
+    for gpu in members[0]:
+        assert own(print_, NVLINK_OUT, gpu) + own(print_, NIC_OUT, gpu) <= 1
+        assert own(print_, NVLINK_IN, gpu) + own(print_, NIC_IN, gpu) >= 1
+
+
+# -- slack -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("ratio", [1, 1.5, 7])
+def test_slack_is_what_the_feeding_nics_cannot_fill(ratio):
+    """A bundle is slack if the NICs with traffic through it sum to no more than it carries: by loops over edges."""
+    changes = [
+        f"cluster.fabric.oversubscription=[{ratio}, 1]",
+        "cluster.fabric.nodes_per_pod=4",
+        "cluster.fabric.pods_per_block=8",
+    ]
+    laid = lay_out(load_scenario("two-pods", set=changes))
+    traffic, built = laid.traffic, laid.cluster
+    capacity = built.capacity()
+    feeding = {}
+    for channel in traffic.channels:
+        for members in channel.members.tolist():
+            pairs = (
+                [members]
+                if channel.name in ("forward", "backward")
+                else list(zip(members, members[1:] + members[:1], strict=True))
+            )
+            for a, b in pairs:
+                route = built.routes(np.array([a]), np.array([b]))
+                if route.level[0] > 1:
+                    up = built.bundle_offset(1, False) + int(built.leaf(route.exit_gpu)[0])
+                    feeding.setdefault(up, set()).add(int(route.exit_gpu[0]))
+    for leaf in range(built.bundle_capacity(1).size):
+        link = built.bundle_offset(1, False) + leaf
+        fed = sum(built.nic[gpu] for gpu in feeding.get(link, ()))
+        assert traffic.slack[link] == (fed <= capacity[link] * (1 + 1e-9)), leaf
+    assert traffic.slack[: 4 * built.gpus].sum() == 0, "only bundles are slack"
