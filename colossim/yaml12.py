@@ -20,6 +20,7 @@ Path_ = tuple[str | int, ...]
 _MOST_NODES = 200_000
 #: libyaml's composer recurses in C, where too deep a nesting is a crash and not an exception.
 _DEEPEST = 40
+_TOO_DEEP = f"is nested more than {_DEEPEST} deep: a scenario needs far less"
 #: Python refuses to read integers of more than 4,300 digits; anything near that is no count.
 _LONGEST_INT = 400
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -99,8 +100,7 @@ def _check_depth(text: str, file: str) -> None:
             depth += 1
             if depth > _DEEPEST:
                 mark: Any = event.start_mark
-                message = f"is nested more than {_DEEPEST} deep: a scenario needs far less"
-                raise ScenarioError([Problem("", message, file, mark.line + 1, mark.column + 1)])
+                raise ScenarioError([Problem("", _TOO_DEEP, file, mark.line + 1, mark.column + 1)])
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -131,6 +131,9 @@ def _plain(error: yaml.MarkedYAMLError, character: str) -> str:
         return "holds several documents: keep one, and put variants under `cases:`"
     if "mapping values are not allowed" in problem:
         return "is not YAML here: a `:` inside a value needs quotes, or the indentation is off"
+    if "maximum nesting depth" in problem:
+        # Newer versions of libyaml give up by themselves, far below.
+        return _TOO_DEEP
     if "undefined alias" in problem:
         return "an alias names an anchor that stands nowhere above it"
     return f"is not YAML here: {problem}"
