@@ -1,5 +1,20 @@
-"""`python -m colossim` is the command line."""
+"""`python -m colossim`, and what the command `colossim` starts."""
 
-from colossim.cli import main
+from __future__ import annotations
 
-main()
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Runs the command line; an interrupt while it is still being imported ends in one line, too."""
+    try:
+        from colossim.cli import main as command_line
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

@@ -192,6 +192,7 @@ class Member:
         self._x, self._y = slowdown
         self._counts = [0] * len(groups)
         self._leg = 0
+        self._legs = 1
         # the compute stream while it plays a kernel that transfers may slow
         self.version = 0
         self._left = 0.0
@@ -205,6 +206,11 @@ class Member:
         assert group is not None
         return group
 
+    @property
+    def share(self) -> float:
+        """How much of its program it has begun."""
+        return self._leg / self._legs
+
     # -- what it remembers -------------------------------------------------------------------------------------------
     def log_span(self, start: float, end: float, category: int) -> None:
         if self.recorded and end > start:
@@ -216,6 +222,7 @@ class Member:
         env = self.network.env
         posted: dict[str, tuple[Call, int]] = {}
         counts = self._counts
+        self._legs = len(legs)
         for number, leg in enumerate(legs):
             self._leg = number
             key = (leg.micro_batch, leg.chunk)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import simpy
+from simpy.core import EmptySchedule
 
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, STRAGGLER, Group, Member
@@ -19,6 +20,9 @@ _SLOWING = frozenset({"data", "expert_data", "context", "expert"})
 #: Up to this many link classes all are watched through the step; above, the first of each kind.
 _WATCH_ALL = 64
 
+#: Events between two words of progress.
+_PROGRESS_EVERY = 10_000
+
 Progress = Callable[[float], None]
 
 
@@ -31,8 +35,8 @@ def play(
 ) -> StepRecord:
     """Plays one step of the folded job.
 
-    legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of rank classes
-    that have finished.
+    legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of the
+    passes that have been played.
     """
     env = simpy.Environment()
     network = Network(env, (link.capacity for link in quotient.links))
@@ -61,7 +65,7 @@ def play(
                 for group in classes:
                     group.watchers = tuple(members[index] for index in group.kind.members)
     processes = [env.process(member.play(legs[i])) for i, member in enumerate(members)]
-    _run(env, processes, progress)
+    _run(env, members, processes, progress)
     step_time = max(member.end for member in members)
     timelines = tuple(_timeline(m, legs[i], node_names, step_time, len(_stages(quotient)) > 1)
                       for i, m in enumerate(members) if m.recorded)  # fmt: skip
@@ -84,20 +88,20 @@ def _stages(quotient: Quotient) -> set[int]:
     return {kind.stage for kind in quotient.ranks}
 
 
-def _run(env: simpy.Environment, processes: list[simpy.Process], progress: Progress | None) -> None:
+def _run(
+    env: simpy.Environment, members: list[Member], processes: list[simpy.Process], progress: Progress | None
+) -> None:
+    """Plays until nothing is left to happen. Raises RuntimeError if some rank class is still waiting then."""
     if progress is None:
         env.run()
     else:
-        left = len(processes)
-
-        def tell(_: simpy.Event) -> None:
-            nonlocal left
-            left -= 1
-            progress(1 - left / len(processes))
-
-        for process in processes:
-            process.callbacks.append(tell)
-        env.run()
+        try:
+            while True:
+                for _ in range(_PROGRESS_EVERY):
+                    env.step()
+                progress(sum(member.share for member in members) / len(members))
+        except EmptySchedule:
+            pass
     stuck = [i for i, process in enumerate(processes) if process.is_alive]
     if stuck:
         raise RuntimeError(f"deadlock: rank classes {stuck[:8]} wait for ever; the programs do not match")
