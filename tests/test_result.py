@@ -125,8 +125,10 @@ def test_timeline_shares_add_up(result):
 
 def test_throughput_is_binned_without_loss():
     use = LinkUse("NIC out", "nic-out", 1, 10.0, 14.0, 3.0, np.array([0.0, 1.0, 3.0, 4.0]), np.array([4.0, 0.0, 10.0]))
-    edges, share = binned(use, 4.0, 8)
+    edges, share, peak = binned(use, 4.0, 8)
     assert share == pytest.approx([0.4, 0.4, 0, 0, 0, 0, 1, 1])
+    assert peak == pytest.approx(share)
+    assert binned(use, 4.0, 1)[2] == [1.0]
     assert np.sum(share * np.diff(edges)) * use.capacity == pytest.approx(use.bytes)
 
 

@@ -42,7 +42,7 @@ def tokens(result: Result, ax: Axes | None = None) -> Axes:
     ax.plot(edges, [rates[0] / scale, *(r / scale for r in rates)], "|", color="#1b4f72", markersize=7)
     ax.set_ylim(0, 1.25 * max(rates) / scale)
     ax.set_xlim(edges[0], edges[-1])
-    ax.set_xlabel(f"time (s); {len(rates)} step(s), a mark each")
+    ax.set_xlabel("time (s); one step" if len(rates) == 1 else f"time (s); {len(rates)} steps, a mark each")
     ax.set_ylabel(f"throughput\n({unit}tokens/s)")
     ax.set_title(
         f"{result.scenario}: {format_count(result.tokens_per_s)} tokens/s on {result.gpus_in_job:,} GPUs "
@@ -81,10 +81,11 @@ def link_throughput(result: Result, ax: Axes | None = None) -> Axes:
     milli = step < 1
     scale, unit = (1e3, "ms") if milli else (1.0, "s")
     for row, use in enumerate(links):
-        edges, share = binned(use, step, _POINTS)
+        edges, share, peak = binned(use, step, _POINTS)
         base = len(links) - 1 - row
         ax.axhline(base + 0.8, color="#999999", linewidth=0.6, linestyle=":")
-        ax.stairs(base + 0.8 * share, edges * scale, baseline=base, fill=True, color="#c0561b", alpha=0.85, linewidth=0)
+        ax.stairs(base + 0.8 * peak, edges * scale, baseline=base, fill=True, color="#f3c9ae", linewidth=0)
+        ax.stairs(base + 0.8 * share, edges * scale, baseline=base, fill=True, color="#b3460f", linewidth=0)
         ax.axhline(base, color="#333333", linewidth=0.8)
     ax.set_yticks(
         [len(links) - 1 - row + 0.4 for row in range(len(links))],
@@ -100,16 +101,22 @@ def link_throughput(result: Result, ax: Axes | None = None) -> Axes:
     ax.set_ylim(0, max(1, len(links)))
     ax.set_xlim(0, step * scale)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel(f"time in the step ({unit}); dotted: the link's capacity")
+    ax.set_xlabel(
+        f"time in the step ({unit}); dark: mean of {format_time(step / _POINTS)}, light: peak; dotted: capacity"
+    )
     ax.set_title("what one link of each kind carries through a step", loc="left", fontsize=10)
     plain(ax)
     ax.spines["left"].set_visible(False)
     return ax
 
 
-def binned(use: LinkUse, step: float, points: int) -> tuple[Floats, Floats]:
-    """(points + 1,) edges and (points,) mean throughput as a share of capacity."""
+def binned(use: LinkUse, step: float, points: int) -> tuple[Floats, Floats, Floats]:
+    """(points + 1,) edges, (points,) mean and (points,) peak throughput as shares of capacity."""
     edges = np.linspace(0.0, step, points + 1)
     carried = np.concatenate(([0.0], np.cumsum(use.rate * np.diff(use.times))))
     mean = np.diff(np.interp(edges, use.times, carried)) / np.diff(edges)
-    return edges, np.clip(mean / use.capacity, 0.0, 1.0)
+    running = np.searchsorted(use.times, edges[:-1], side="right") - 1
+    peak = use.rate[np.minimum(running, use.rate.size - 1)].copy()
+    begins = np.clip(np.searchsorted(edges, use.times[:-1], side="right") - 1, 0, points - 1)
+    np.maximum.at(peak, begins, use.rate)
+    return edges, np.clip(mean / use.capacity, 0.0, 1.0), np.clip(peak / use.capacity, 0.0, 1.0)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from colossim.result.result import Result
 
-#: Legend, colour. The order is that of the index in `_shades`.
+#: Legend, colour (each of another lightness). The order is that of the index in `_shades`.
 _SHADES = (
-    ("forward", "#5b8fb9"),
-    ("backward", "#1b3f5e"),
-    ("optimizer, launches", "#5a8f5a"),
-    ("communicating", "#ee9a3a"),
-    ("waiting", "#efefef"),
+    ("forward", "#6fa3cc"),
+    ("backward", "#12304a"),
+    ("optimizer, launches", "#3f7d4e"),
+    ("communicating", "#f7bb66"),
+    ("waiting", "#f4f4f4"),
 )
 _COMMUNICATING = [CATEGORIES.index(name) for name in CATEGORIES if name.endswith("_comm")]
 _WAITING = [CATEGORIES.index(name) for name in ("pipeline_bubble", "straggler")]
@@ -64,7 +64,7 @@ def timeline(result: Result, ax: Axes | None = None) -> Axes:
         keep = sorted(rows)[:: -(-len(rows) // 64)]
         rows = {key: rows[key] for key in keep}
     if ax is None:
-        ax = new_axes(10, 1.7 + 0.26 * max(3, len(rows)))
+        ax = new_axes(10, 1.7 + min(8.0, 0.26 * max(3, len(rows))))
     milli = record.step_time < 1
     scale, unit = (1e3, "ms") if milli else (1.0, "s")
     colours = np.array([to_rgb(colour) for _, colour in _SHADES])

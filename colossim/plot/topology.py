@@ -45,7 +45,7 @@ def topology(cluster: Cluster, ax: Axes | None = None) -> Axes:
         for i, name in enumerate(names):
             # NVLink switches stand beside their GPUs' way up.
             across = i - (len(names) - 1) / 2
-            places[name] = (3.0 * across + (1.25 if layer == 1 else 0.0), float(layer))
+            places[name] = (4.4 * across + (1.25 if layer == 1 else 0.0), float(layer))
     colours = [_SHADE[data["kind"]] for _, data in graph.nodes(data=True)]
     upward = [(u, v) for u, v in graph.edges if graph.nodes[u]["layer"] < graph.nodes[v]["layer"]]
     nx.draw_networkx_edges(graph.to_undirected(), places, edgelist=upward, ax=ax, edge_color="#888888", width=1.2)
