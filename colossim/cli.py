@@ -103,50 +103,30 @@ def run(
     as_json: bool,
     no_plots: bool,
     quiet: bool,
-) -> None:
+) -> int:
     """Plays SCENARIO (a file, or the name of one that ships) and shows the result."""
-    from colossim.result.summary import show, show_variants
-    from colossim.result.write import prepare_out, write
+    from colossim.batch import play_all
+    from colossim.result.summary import show_measured, show_rows
     from colossim.scenario.variants import load_variants
-    from colossim.simulation import simulate
 
     variants = load_variants(scenario, set=changes, case=case)
-    several = len(variants) > 1
-    folders = [None if out is None else out / _folder(v.label) if several else out for v in variants]
-    for folder in folders:
-        if folder is not None:
-            prepare_out(folder, force=force)
-    rows: list[tuple[str, Any, float | None]] = []
     with _progress(quiet) as tell:
-        for i, (variant, folder) in enumerate(zip(variants, folders, strict=True)):
-
-            def step(what: str, share: float, i: int = i, label: str = variant.label) -> None:
-                tell(f"{label}: {what}" if several else what, (i + share) / len(variants))
-
-            result = simulate(variant.scenario, step)
-            measured = variant.measured.step_time if variant.measured is not None else None
-            rows.append((variant.label, result, measured))
-            if folder is not None:
-                step("writing", 0.99)
-                write(result, folder, plots=not no_plots)
-    if as_json and several:
-        named = [{"case": label, "measured_step_time_s": real, **result.to_dict()} for label, result, real in rows]
-        click.echo(json.dumps({"scenario": variants[0].scenario.name, "cases": named}, allow_nan=False, default=list))
+        rows = play_all(variants, out=out, force=force, plots=not no_plots, progress=tell)
+    only = rows[0].result if len(rows) == 1 else None
+    if as_json and only is not None:
+        click.echo(only.to_json())
     elif as_json:
-        click.echo(rows[0][1].to_json())
-    elif several:
-        show_variants(rows, _console())
+        found = {"scenario": variants[0].scenario.name, "cases": [row.to_dict() for row in rows]}
+        click.echo(json.dumps(found, indent=2, allow_nan=False, default=list))
+    elif only is not None:
+        show_measured(rows[0], _console())
     else:
-        show(rows[0][1], _console())
+        show_rows(rows, _console())
     if out is not None:
         click.echo(f"written to {out}", err=True)
     elif not as_json and not no_plots:
         click.echo("nothing was written: --out DIR writes summary.json, steps.csv and plots", err=True)
-
-
-def _folder(label: str) -> str:
-    """A label as a folder's name."""
-    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in label)
+    return 0 if any(row.result is not None for row in rows) else 1
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Any]:

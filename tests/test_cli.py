@@ -229,7 +229,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
     assert out == ""
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
-    assert not list((tmp_path / "run").glob("*"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_reader_that_has_had_enough():
@@ -243,3 +243,40 @@ def test_a_reader_that_has_had_enough():
 def test_the_version():
     run = process("--version")
     assert run.communicate()[0].startswith("colossim 0.")
+
+
+GRID = """
+name: g
+cluster: {nodes: [{type: hgx-h100, count: 4}], fabric: spectrum-x}
+job:
+  model: llama3-8b
+  sequence_length: 8192
+  global_batch: 32
+  recompute: none
+  parallelism: {tensor: 8, sharding: optimizer}
+grid:
+  job.parallelism.tensor: [1, 8]
+"""
+
+
+def test_a_variant_that_does_not_fit_is_a_row(cli, tmp_path):
+    """The others are played; the reason stands below the table; only the played ones leave files."""
+    (tmp_path / "g.yaml").write_text(GRID)
+    code, out, _ = cli("run", tmp_path / "g.yaml", "--no-plots", "--out", tmp_path / "out")
+    assert code == 0
+    assert "tensor=1 the model doesn't fit" in " ".join(out.split())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tensor=8"]
+    cases = json.loads(cli("run", tmp_path / "g.yaml", "--no-plots", "--json")[1])["cases"]
+    assert ["error" in case for case in cases] == [True, False]
+
+
+def test_a_failed_run_leaves_no_folder(cli, tmp_path):
+    code, _, _ = cli(
+        "run", "two-pods", "--out", tmp_path / "x", "--set", "job.model=llama3-405b", "--set", "job.model.layers=128"
+    )
+    assert code == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_single_measured_case_shows_its_error(cli):
+    assert "Measured 1.42 s: predicted -1.9 %" in cli("run", "korthikanti-2022", "--case", "22B-full", "--no-plots")[1]

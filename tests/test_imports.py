@@ -21,7 +21,7 @@ FLOORS = {
     "footprint": 3, "patterns": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3, "collective": 3, "segments": 3,
     "engine": 4,
     "result": 5, "plot": 5,
-    "simulation": 6, "validation": 6, "explain": 6,
+    "simulation": 6, "validation": 6, "explain": 6, "batch": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
@@ -29,7 +29,7 @@ FLOOR_3 = ("segments", "collective", "fold", "quotient", "partition", "traffic",
 STAIRS = [
     *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],
     *combinations(FLOOR_3, 2),
-    *[("result", "plot"), ("validation", "simulation"), ("explain", "simulation")],
+    *[("result", "plot"), ("validation", "simulation"), ("explain", "simulation"), ("batch", "simulation")],
 ]
 LATE = {"matplotlib", "networkx", "pandas"}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

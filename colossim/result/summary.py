@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from colossim.result.result import Result
+    from colossim.result.row import Row
 
 _BAR = 30
 _LABELS = {
@@ -166,16 +167,30 @@ def _mix(mix: dict[str, Any]) -> str:
     return f"job: {mix['pace']} sets the pace; " + "; ".join(parts) + "."
 
 
-def show_variants(rows: Sequence[tuple[str, Result, float | None]], console: Console) -> None:
-    """One row a variant: (label, result, measured step time in s or None)."""
+def show_measured(row: Row, console: Console) -> None:
+    """Prints the summary of a variant, and how far it is from what was measured."""
+    assert row.result is not None
+    show(row.result, console)
+    if row.error is not None and row.measured is not None:
+        console.print(
+            f"[bold]Measured[/bold] {format_time(row.measured)}: predicted {100 * row.error:+.1f} %.", highlight=False
+        )
+
+
+def show_rows(rows: Sequence[Row], console: Console) -> None:
+    """One row a variant; below, why some could not be played."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("case", overflow="fold")
-    measured = any(m is not None for _, _, m in rows)
+    measured = any(row.measured is not None for row in rows)
     for title in ("GPUs", "step", "tokens/s", "a GPU", "MFU", "bubble", *(("measured", "error") if measured else ())):
         table.add_column(title, justify="right", no_wrap=True)
-    for label, result, real in rows:
+    for row in rows:
+        result = row.result
+        if result is None:
+            table.add_row(row.label, "-", "-", "-", "-", "-", "-")
+            continue
         cells = [
             f"{result.gpus_in_job:,}",
             format_time(result.step_time_s),
@@ -184,9 +199,10 @@ def show_variants(rows: Sequence[tuple[str, Result, float | None]], console: Con
             format_share(result.mfu),
             format_share(result.breakdown_s["pipeline_bubble"] / result.step_time_s),
         ]
-        if measured:
-            cells += (
-                ["", ""] if real is None else [format_time(real), f"{100 * (result.step_time_s / real - 1):+.1f} %"]
-            )
-        table.add_row(label, *cells)
+        if row.error is not None and row.measured is not None:
+            cells += [format_time(row.measured), f"{100 * row.error:+.1f} %"]
+        table.add_row(row.label, *cells)
     console.print(table, highlight=False)
+    for row in rows:
+        if row.result is None:
+            console.print(f"\n[bold]{row.label}[/bold] {row.why_not}", highlight=False)

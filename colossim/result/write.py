@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,13 @@ def prepare_out(folder: Path, *, force: bool = False) -> None:
                 )
             ]
         )
+
+
+def forget_empty(folders: Iterable[Path]) -> None:
+    """Removes those of the folders that hold nothing: a run that failed leaves none behind."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:

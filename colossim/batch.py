@@ -1,0 +1,61 @@
+"""All variants of a scenario, played one after the other, each into a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from colossim.errors import SimulationError
+from colossim.result.row import Row
+from colossim.result.write import forget_empty, prepare_out, write
+from colossim.scenario.variants import Variant
+from colossim.simulation import Progress, simulate
+
+
+def play_all(
+    variants: Sequence[Variant],
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    plots: bool = True,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Plays each variant. One of several that cannot be played is a row that says why; a single one raises.
+
+    out: folder for files; several variants write into folders of their own below it. Raises ScenarioError if a folder
+    can't be used (before anything is played), SimulationError if the only variant can't be played.
+    """
+    several = len(variants) > 1
+    folders = [None if out is None else out / _folder(v.label) if several else out for v in variants]
+    new = [folder for folder in (*folders, out) if folder is not None and not folder.exists()]
+    for folder in folders:
+        if folder is not None:
+            prepare_out(folder, force=force)
+    rows = []
+    try:
+        for i, (variant, folder) in enumerate(zip(variants, folders, strict=True)):
+
+            def tell(what: str, share: float, i: int = i, label: str = variant.label) -> None:
+                if progress is not None:
+                    progress(f"{label}: {what}" if several else what, (i + share) / len(variants))
+
+            measured = variant.measured.step_time if variant.measured is not None else None
+            try:
+                result = simulate(variant.scenario, tell)
+            except SimulationError as error:
+                if not several:
+                    raise
+                rows.append(Row(variant.label, None, measured, str(error)))
+                continue
+            rows.append(Row(variant.label, result, measured))
+            if folder is not None:
+                tell("writing", 0.99)
+                write(result, folder, plots=plots)
+    finally:
+        forget_empty(new)
+    return rows
+
+
+def _folder(label: str) -> str:
+    """A label as a folder's name."""
+    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in label)
