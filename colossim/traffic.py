@@ -156,15 +156,9 @@ def build_traffic(cluster: Cluster, plan: Plan, *, algorithm: str = "ring", name
     for name, members in group_members(plan).items():
         if name not in names:
             continue
-        boundary = name in BOUNDARY_CHANNELS
-        roles = []
-        for columns in ([members[:, 0]], [members[:, 1]]) if boundary else ([members],):
-            group_of = np.full(ranks, -1, dtype=np.int32)
-            column = columns[0]
-            ids = np.arange(members.shape[0], dtype=np.int32)
-            group_of[column] = ids if boundary else ids[:, None]
-            roles.append(group_of)
-        channels.append(Channel(name, members, tuple(roles), builders[name](cluster, constants, members)))
+        columns = [members[:, :1], members[:, 1:]] if name in BOUNDARY_CHANNELS else [members]
+        roles = tuple(_group_of(column, ranks) for column in columns)
+        channels.append(Channel(name, members, roles, builders[name](cluster, constants, members)))
     stage = stage_of_ranks(plan)
     capacity = cluster.capacity()
     return Traffic(
@@ -177,6 +171,13 @@ def build_traffic(cluster: Cluster, plan: Plan, *, algorithm: str = "ring", name
         slack=_slack(cluster, channels, capacity),
         aligned=_aligned(cluster, stage),
     )
+
+
+def _group_of(members: Ints, ranks: int) -> Ints:
+    """(G, k) members -> (ranks,) the group of each rank, -1 where it has none."""
+    group_of = np.full(ranks, -1, dtype=np.int32)
+    group_of[members] = np.arange(members.shape[0], dtype=np.int32)[:, None]
+    return group_of
 
 
 def _slack(cluster: Cluster, channels: list[Channel], capacity: Floats) -> NDArray[np.bool_]:

@@ -289,3 +289,20 @@ def test_hierarchical_rings_pay_less_latency():
     n, nodes, q, hop = 32, 4, 8, 1e-6
     assert flat.latency - levels.latency == pytest.approx((n - nodes - (q - 1)) * hop)
     assert levels.share == pytest.approx((nodes - 1) / (nodes * q))
+
+
+def test_segments_and_records_call_the_same_things_by_the_same_number():
+    from colossim.segments import CATEGORY
+
+    called = {name: CATEGORIES[index] for name, index in CATEGORY.items()}
+    assert called == {
+        **{
+            "compute": "compute",
+            "optimizer": "optimizer",
+            "straggler": "straggler",
+            "host": "other",
+            "bubble": "pipeline_bubble",
+        },
+        **{"tensor": "tensor_comm", "context": "context_comm", "expert": "expert_comm", "data": "data_comm"},
+        **{"expert_data": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm"},
+    }
