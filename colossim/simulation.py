@@ -143,7 +143,7 @@ def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
         return
     fixes = suggestions(scenario, min(capacity))
     advice = (
-        "; ".join(fixes) if fixes else "no change of one or two settings would: use more GPUs a replica, or larger ones"
+        "; ".join(fixes) if fixes else "no change of up to three settings would: more GPUs a replica, or larger ones"
     )
     raise DoesNotFit(
         f"the model doesn't fit: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
