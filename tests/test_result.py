@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import colossim
-from colossim.engine.record import CATEGORIES, LinkUse, StepRecord, Timeline
-from colossim.plot.canvas import LABEL
+from colossim.engine.record import CATEGORIES, LABEL, LinkUse, StepRecord, Timeline
 from colossim.plot.throughput import binned
 from colossim.plot.timeline import raster
 from colossim.result.power import power_of

@@ -26,6 +26,19 @@ CATEGORIES = (
     "straggler",
     "other",
 )
+#: What people call them.
+LABEL = {
+    "compute": "compute",
+    "tensor_comm": "tensor comm",
+    "context_comm": "context comm",
+    "expert_comm": "expert comm",
+    "pipeline_comm": "pipeline comm",
+    "pipeline_bubble": "pipeline bubble",
+    "data_comm": "data comm",
+    "optimizer": "optimizer",
+    "straggler": "stragglers",
+    "other": "launches, other",
+}
 
 
 @dataclass(frozen=True)

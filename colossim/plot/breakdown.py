@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from colossim.plot.canvas import LABEL, STYLE, new_axes, plain
+from colossim.engine.record import LABEL
+from colossim.plot.canvas import STYLE, new_axes, plain
 from colossim.units import format_share, format_time
 
 if TYPE_CHECKING:

@@ -21,18 +21,6 @@ STYLE: dict[str, tuple[str, str]] = {
     "straggler": ("#d4d4d4", "//"),
     "other": ("#a8b8c4", ""),
 }
-LABEL = {
-    "compute": "compute",
-    "tensor_comm": "tensor comm",
-    "context_comm": "context comm",
-    "expert_comm": "expert comm",
-    "pipeline_comm": "pipeline comm",
-    "pipeline_bubble": "pipeline bubble",
-    "data_comm": "data comm",
-    "optimizer": "optimizer",
-    "straggler": "stragglers",
-    "other": "launches, other",
-}
 
 
 def new_axes(width: float, height: float) -> Axes:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from colossim.engine.record import LABEL
 from colossim.units import (
     format_compute,
     format_count,
@@ -23,18 +24,6 @@ if TYPE_CHECKING:
     from colossim.result.row import Row
 
 _BAR = 30
-_LABELS = {
-    "compute": "compute",
-    "tensor_comm": "tensor comm",
-    "context_comm": "context comm",
-    "expert_comm": "expert comm",
-    "pipeline_comm": "pipeline comm",
-    "pipeline_bubble": "pipeline bubble",
-    "data_comm": "data comm",
-    "optimizer": "optimizer",
-    "straggler": "stragglers",
-    "other": "launches, other",
-}
 
 
 def bar(share: float, width: int = _BAR) -> str:
@@ -115,7 +104,7 @@ def _breakdown(result: Result) -> Any:
     for name, seconds in sorted(result.breakdown_s.items(), key=lambda item: -item[1]):
         share = seconds / result.step_time_s
         if share >= 0.0005:
-            table.add_row(_LABELS[name], format_time(seconds), format_share(share), bar(share))
+            table.add_row(LABEL[name], format_time(seconds), format_share(share), bar(share))
     return table
 
 
