@@ -28,7 +28,9 @@ def random_scenario(seed):
     pick = draw.choice
     kind = pick(["rail-optimized"] * 4 + ["fat-tree", "single-switch"])
     nodes = draw.randint(2, 6)
-    groups = [{"type": "hgx-h100", "count": nodes}]
+    # Trays: as many GPUs on half the rails, so that messages are forwarded to a neighbour's NIC.
+    trays = {"base": "hgx-h100", "name": "trays", "rails": 4}
+    groups = [{"type": pick(["hgx-h100"] * 4 + [trays]), "count": nodes}]
     if draw.random() < 0.3:
         groups.append({"type": "hgx-h200", "count": draw.randint(1, 3)})
     total = sum(group["count"] for group in groups)
