@@ -62,11 +62,14 @@ def _scale(value: float) -> tuple[float, str]:
 
 
 def _busiest(result: Result) -> list[LinkUse]:
-    """The most loaded link class of each kind, the most loaded kinds first."""
+    """The most loaded link class of each kind that was watched, the most loaded kinds first."""
     best: dict[str, LinkUse] = {}
     for use in result.record.links:
-        if use.bytes and (
-            use.kind not in best or use.bytes / use.capacity > best[use.kind].bytes / best[use.kind].capacity
+        # Of many classes only some are watched through the step; the others are one level.
+        if (
+            use.bytes
+            and use.rate.size > 1
+            and (use.kind not in best or use.bytes / use.capacity > best[use.kind].bytes / best[use.kind].capacity)
         ):
             best[use.kind] = use
     return sorted(best.values(), key=lambda use: -use.bytes / use.capacity)[:_MOST_LINKS]
