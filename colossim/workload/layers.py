@@ -281,7 +281,9 @@ class LayerOps:
         T, h, share = self.tokens, float(self.job.model.hidden), self.job.model.vocabulary / self.plan.tensor
         loss = Stream(self.job.software.loss_bytes_per_logit / 2 * T * share)
         return [
-            _compute(loss, *_backward(T, share, h, half=True)),
+            _compute(loss),
+            *self._regather(T),
+            _compute(*_backward(T, share, h, half=True)),
             *self._combine(T),
             _compute(self._norm_backward()),
         ]

@@ -1,0 +1,225 @@
+"""Memory a GPU, a term at a time, and advice that really fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from colossim.errors import ScenarioError
+from colossim.scenario.derive import derive
+from colossim.scenario.reader import load_scenario
+from colossim.workload import transformer
+from colossim.workload.memory import fits, layer_activations, memory_by_stage, stage_memory, suggestions
+
+
+def job_of(name, *changes, case=None, **model):
+    scenario = load_scenario(name, set=changes, case=case)
+    job = scenario.job
+    if model:
+        job = job.model_copy(update={"model": job.model.model_copy(update=model)})
+    return derive(scenario), job
+
+
+def local_of(plan, job, stage):
+    return transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+
+
+# -- activations of a layer ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("model", "hidden", "by_hand"),
+    [
+        # 4h norms, 2h, 2 x 3h QKV, 2h scores' output, 2h + 4 x 4h MLP, 2h dropout
+        ("megatron-175b", 34.0, 4 + 2 + 6 + 2 + 2 + 16 + 2),
+        # g/a = 1/16: 2 (1 + 2/16) + 2; f = 3.25 h: 2 + 6 x 3.25
+        ("llama3-405b", 31.75, 4 + 2 + 2 * (1 + 2 / 16) + 2 + 2 + 6 * 3.25),
+        # g/a = 1/6: 2 (1 + 2/6) + 2; two experts of 2 + 6 x 32768/6144 + 2
+        ("grok-1", 84.0 + 2 / 3, 4 + 2 + 2 * (1 + 2 / 6) + 2 + 2 + 2 * (2 + 6 * 32768 / 6144 + 2)),
+    ],
+)
+def test_bytes_a_token_a_layer(model, hidden, by_hand):
+    """models.md 6: GPT keeps 34 h, Llama 405B 31.8 h, Grok-1 84.7 h, of which a sequence-parallel rank holds 1/t."""
+    assert by_hand == pytest.approx(hidden)
+    shape = ("job.parallelism.pipeline=1", "job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")
+    plan, job = job_of("two-pods", f"job.model={model}", "job.sequence_length=2048", *shape)
+    kept = layer_activations(plan, job, job.model.experts > 0)
+    assert kept == pytest.approx(plan.tokens * hidden * job.model.hidden / plan.tensor)
+
+
+def test_without_sequence_parallelism_what_isnt_split_is_whole():
+    """Grok-1, t 8: 4 + 2 + 2 + k (2 + 2) = 16 h whole; 2 (a + 2g) d + 2 a d + 6 k f of it split."""
+    plan, job = job_of("colossus-100k", "job.parallelism.sequence=false")
+    model, t = job.model, plan.tensor
+    split = 2 * (48 + 2 * 8) * 128 + 2 * 48 * 128 + 6 * 2 * 32768
+    assert layer_activations(plan, job, True) == pytest.approx(plan.tokens * (16 * model.hidden + split / t))
+
+
+def test_a_shared_mlp_keeps_its_inner_values():
+    """Grok-2's 32,768 wide gated MLP beside the experts: 6 f/t more a token; dropout 2 h/t more."""
+    plan, job = job_of("grok2-15k")
+    _, bare = job_of("grok2-15k", shared_ffn=0)
+    _, dropping = job_of("grok2-15k", dropout=True)
+    kept = layer_activations(plan, job, True)
+    assert kept - layer_activations(plan, bare, True) == pytest.approx(plan.tokens * 6 * 32768 / plan.tensor)
+    more = plan.tokens * 2 * job.model.hidden / plan.tensor
+    assert layer_activations(plan, dropping, True) - kept == pytest.approx(more)
+
+
+@pytest.mark.parametrize("context", [1, 2, 4])
+def test_unfused_scores_of_a_rank(context):
+    """5 a s a token over t: a rank's s/c queries meet all s keys, as its kernels do (5 a s^2 / (c t) in all)."""
+    changes = ("job.software=megatron-2022", f"job.parallelism.context={context}", "job.parallelism.data=4")
+    plan, job = job_of("two-pods", *changes, "job.recompute=none")
+    kept = job.model_copy(update={"recompute": "selective"})
+    scores = layer_activations(plan, job, False) - layer_activations(plan, kept, False)
+    assert plan.tokens == plan.sequence / context
+    assert scores == pytest.approx(plan.tokens * 5 * job.model.heads * plan.sequence / plan.tensor)
+
+
+# -- a stage ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("schedule", "chunks", "passes"),
+    [
+        ("gpipe", 1, lambda i, p, m, v: m),
+        ("1f1b", 1, lambda i, p, m, v: min(p - i, m)),
+        ("interleaved", 4, lambda i, p, m, v: min(2 * (p - 1 - i) + (v - 1) * p + 1, m * v)),
+    ],
+)
+def test_activations_in_flight(schedule, chunks, passes):
+    """So many passes of L/(p v) layers; the last stage holds 4 + 2 bytes a logit of T V/t beside."""
+    changes = (f"job.parallelism.schedule={schedule}", f"job.parallelism.virtual_pipeline={chunks}")
+    plan, job = job_of("two-pods", *changes)
+    p, m = plan.pipeline, plan.micro_batches
+    one = layer_activations(plan, job, False) * job.model.layers / (p * chunks)
+    for memory in memory_by_stage(plan, job):
+        logits = 6 * plan.tokens * job.model.vocabulary / plan.tensor if memory.stage == p - 1 else 0
+        expected = passes(memory.stage, p, m, chunks) * one + logits
+        assert memory.activations == pytest.approx(expected)
+
+
+def test_full_recompute_holds_inputs_and_one_layer():
+    """1f1b, stage i: min(p - i, m) x L/p inputs of 2 T h/t, and the one layer that is being computed again."""
+    changes = ("job.recompute=full", "job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")
+    plan, job = job_of("two-pods", *changes)
+    whole = layer_activations(plan, job.model_copy(update={"recompute": "none"}), False)
+    inputs = 2 * plan.tokens * job.model.hidden / plan.tensor * job.model.layers / plan.pipeline
+    for i in range(plan.pipeline - 1):
+        assert stage_memory(plan, job, i).activations == pytest.approx((plan.pipeline - i) * inputs + whole)
+
+
+def test_selective_recompute_holds_the_scores_of_one_layer():
+    """Korthikanti 22B, p 1: 48 layers of 34 s b h/t, once 5 a s^2 b/t, and the logits."""
+    plan, job = job_of("korthikanti-2022", case="22B-selective")
+    s, b, t, h, a = plan.sequence, plan.micro_batch, plan.tensor, job.model.hidden, job.model.heads
+    expected = (48 * 34 * s * b * h + 5 * a * s**2 * b + 6 * s * b * job.model.vocabulary) / t
+    assert stage_memory(plan, job, 0).activations == pytest.approx(expected)
+
+
+# -- states ----------------------------------------------------------------------------------------------------------
+LEVELS = ("none", "optimizer", "gradients", "parameters")
+
+
+@pytest.mark.parametrize("level", range(4), ids=LEVELS)
+@pytest.mark.parametrize("stage", [0, 3, 7])
+def test_states_of_dense_and_expert_parameters(level, stage):
+    """2, 4 and 12 bytes; what is sharded, over D c for dense parameters and over D c / e for experts."""
+    plan, job = job_of("colossus-100k", f"job.parallelism.sharding={LEVELS[level]}")
+    local, memory = local_of(plan, job, stage), stage_memory(plan, job, stage)
+    dense, experts = plan.data * plan.context, plan.data * plan.context // plan.expert
+
+    def held(each, sharded):
+        return each * (local.dense / (dense if sharded else 1) + local.experts / (experts if sharded else 1))
+
+    layers = job.model.layers // plan.pipeline
+    gathered = 2 * 2 * (local.dense + local.experts) / layers if level == 3 else 0
+    assert memory.parameters == pytest.approx(held(2, level >= 3) + gathered)
+    assert memory.gradients == pytest.approx(held(4, level >= 2))
+    assert memory.optimizer == pytest.approx(held(12, level >= 1))
+
+
+def test_context_ranks_share_the_shards():
+    """ZeRO-1 over D c ranks: c 2 with half as many replicas shards as c 1 does."""
+    kept = []
+    for context, data in ((1, 16), (2, 8)):
+        plan, job = job_of("two-pods", f"job.parallelism.context={context}", f"job.parallelism.data={data}")
+        kept.append(stage_memory(plan, job, 1).optimizer)
+        assert kept[-1] == pytest.approx(12 * local_of(plan, job, 1).dense / 16)
+    assert kept[0] == kept[1]
+
+
+def test_fp16_gradients_of_deepspeed():
+    """2 + 2 + 12 instead of 2 + 4 + 12; the workspace is the stack's."""
+    changes = ("job.software=deepspeed-2023", "job.parallelism.sharding=none")
+    plan, job = job_of("two-pods", *changes)
+    memory = stage_memory(plan, job, 1)
+    states = memory.parameters + memory.gradients + memory.optimizer
+    assert states == pytest.approx((2 + 2 + 12) * local_of(plan, job, 1).dense)
+    assert memory.workspace == job.software.workspace
+    assert memory.peak == states + memory.activations + memory.workspace
+
+
+def test_the_ends_live_on_the_first_and_last_stage():
+    """Llama 3 8B, t 2: an embedding or head of V h/2 is 2 + 4 + 12/D bytes a parameter more than a middle stage holds."""
+    plan, job = job_of("two-pods")
+    first, middle, _, last = (m.parameters + m.gradients + m.optimizer for m in memory_by_stage(plan, job))
+    each = 2 + 4 + 12 / 16
+    end = job.model.vocabulary * job.model.hidden / 2
+    assert first - middle == pytest.approx(each * end)
+    assert last - middle == pytest.approx(each * (end + job.model.hidden))
+
+
+# -- what fits -------------------------------------------------------------------------------------------------------
+def test_every_stage_must_fit_into_its_own_gpus():
+    plan, job = job_of("two-pods")
+    peaks = [m.peak for m in memory_by_stage(plan, job)]
+    assert fits(plan, job, peaks)
+    for stage in range(plan.pipeline):
+        assert not fits(plan, job, [p - (1 if i == stage else 0) for i, p in enumerate(peaks)])
+
+
+MISFITS = [
+    # 405B on 128 GPUs, a batch of 16 a slot, gradients and optimizer on every replica
+    ("two-pods", ("job.model=llama3-70b", "job.parallelism.sharding=none", "job.parallelism.virtual_pipeline=5")),
+    ("two-pods", ("job.micro_batch=4", "job.parallelism.sequence=false", "job.recompute=none")),
+    ("two-pods", ("job.model=mixtral-8x22b", "job.parallelism.virtual_pipeline=7", "job.parallelism.expert=2")),
+    ("colossus-100k", ("job.parallelism.tensor=4", "job.global_batch=24576")),
+    ("grok2-15k", ("job.parallelism.tensor=4", "job.parallelism.sharding=none")),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), MISFITS)
+def test_advice_fits_and_there_is_a_choice(name, changes):
+    """Each line, typed as it stands, gives a job that derives and fits; there are two at least, no two alike."""
+    scenario = load_scenario(name, set=changes)
+    capacity = scenario.cluster.nodes[0].type.gpu.memory
+    assert not fits(derive(scenario), scenario.job, [capacity] * scenario.job.parallelism.pipeline)
+    found = suggestions(scenario, capacity)
+    assert 2 <= len(set(found)) == len(found) <= 3
+    for line in found:
+        fixed = load_scenario(name, set=[*changes, *line.removeprefix("--set ").split(" --set ")])
+        assert fits(derive(fixed), fixed.job, [capacity] * fixed.job.parallelism.pipeline), line
+
+
+def test_advice_is_the_smallest_change_that_does():
+    """Just too little room for what `full` frees less than sequence parallelism: one setting is named before two."""
+    changes = ("job.parallelism.sequence=false", "job.recompute=none")
+    scenario = load_scenario("two-pods", set=changes)
+    capacity = max(m.peak for m in memory_by_stage(derive(scenario), scenario.job)) - 1
+    found = suggestions(scenario, capacity)
+    assert found[0] == "--set job.parallelism.sequence=true"
+    assert all(line.count("--set") == 1 or "data=auto" in line for line in found)
+
+
+def test_no_advice_where_nothing_helps():
+    """No setting makes room for the workspace alone."""
+    scenario = load_scenario("two-pods")
+    assert suggestions(scenario, scenario.job.software.workspace) == []
+
+
+def test_advice_never_names_a_layout_that_is_refused():
+    """Tensor 16 isn't offered, nor expert beyond the model's experts, nor a pipeline that doesn't divide the layers."""
+    scenario = load_scenario("two-pods", set=["job.parallelism.sharding=none"])
+    for capacity in (8e9, 10e9, 12e9, 16e9, 24e9):
+        for line in suggestions(scenario, capacity):
+            try:
+                derive(load_scenario("two-pods", set=["job.parallelism.sharding=none", *line[6:].split(" --set ")]))
+            except ScenarioError as error:
+                pytest.fail(f"{line}: {error}")

@@ -1,0 +1,157 @@
+"""Parameters and FLOPs against counts made by hand; the published totals are in test_workload."""
+
+from __future__ import annotations
+
+import pytest
+
+from colossim import catalog
+from colossim.catalog.types import Model
+from colossim.workload import transformer
+
+MODELS = catalog.names("models")
+
+
+def toy(**changes):
+    """h 8, 4 heads of 2 over 2 key/value heads, MLP 16 wide, 10 tokens, 3 layers."""
+    shape = {"layers": 3, "hidden": 8, "heads": 4, "kv_heads": 2, "ffn": 16, "vocabulary": 10, "norm": "rmsnorm"}
+    return Model(**{**shape, **changes})
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+def test_a_plain_layer_by_hand():
+    """h d (a + 2g) + a d h = 8 x 2 x (4 + 4) + 8 x 8 = 192; two matrices of 8 x 16 = 256; two norms of 8."""
+    found = transformer.layer(toy(), 0)
+    assert (found.attention, found.mlp, found.expert, found.router, found.norms) == (192, 256, 0, 0, 16)
+
+
+@pytest.mark.parametrize(("activation", "matrices"), [("gelu", 2), ("squared-relu", 2), ("swiglu", 3), ("geglu", 3)])
+def test_gated_mlps_have_three_matrices(activation, matrices):
+    assert transformer.layer(toy(activation=activation), 0).mlp == matrices * 8 * 16
+
+
+def test_biases_follow_the_outputs_of_each_product():
+    """QKV puts out 8 + 2 x 4, the projection 8; the MLP 16 (32 gated) and 8: 24 + 24, or 24 + 40 more."""
+    for activation, wide in (("gelu", 16), ("swiglu", 32)):
+        plain = transformer.layer(toy(activation=activation), 0)
+        biased = transformer.layer(toy(activation=activation, biases=True), 0)
+        assert (biased.attention - plain.attention, biased.mlp - plain.mlp) == (8 + 2 * 4 + 8, wide + 8)
+
+
+def test_norms_positions_and_a_tied_head():
+    """3 x 2 + 1 norms of h, twice that with the shift of a layernorm; positions are h each; an untied head V h."""
+    base = transformer.parameters(toy(tied=True))
+    assert base == 3 * (192 + 256) + 10 * 8 + 7 * 8
+    assert transformer.parameters(toy(tied=True, norm="layernorm")) - base == 7 * 8
+    assert transformer.parameters(toy(tied=True, norms=4)) - base == 3 * 2 * 8
+    assert transformer.parameters(toy(tied=True, positions=5)) - base == 5 * 8
+    assert transformer.parameters(toy()) - base == 10 * 8
+
+
+def test_layers_with_experts_by_hand():
+    """6 experts of 3 x 8 x 4, a router of 8 x 6 and a shared MLP of 3 x 8 x 2 instead of the dense 3 x 8 x 16.
+
+    A token meets 2 of 6 experts in each of the two layers that have them.
+    """
+    shape = {"activation": "swiglu", "experts": 6, "experts_per_token": 2, "expert_ffn": 4, "shared_ffn": 2}
+    model = toy(**shape, dense_layers=1)
+    dense, routed = transformer.layer(model, 0), transformer.layer(model, 1)
+    assert (dense.mlp, dense.expert, dense.router) == (384, 0, 0)
+    assert (routed.mlp, routed.expert, routed.router) == (48, 96, 48)
+    total = 3 * (192 + 16) + 384 + 2 * (48 + 6 * 96 + 48) + 2 * 80 + 8
+    assert transformer.parameters(model) == total
+    assert transformer.active_parameters(model) == total - 2 * 4 * 96
+    assert transformer.active_parameters(toy()) == transformer.parameters(toy())
+
+
+def test_grok_1_is_314b_by_its_layers_alone():
+    """Each of 64 layers: 6144 x 128 (48 + 16) + 6144^2 attention, 8 experts of 3 x 6144 x 32768, a router, four norms."""
+    model = catalog.load("models", "grok-1")
+    layer = 6144 * 128 * (48 + 2 * 8) + 6144**2 + 8 * 3 * 6144 * 32768 + 8 * 6144 + 4 * 6144
+    assert transformer.parameters(model) == 64 * layer + 131_072 * 6144 + 6144
+    assert 64 * layer == pytest.approx(314.9e9, rel=1e-3)
+
+
+# -- FLOPs -----------------------------------------------------------------------------------------------------------
+def test_forward_flops_by_hand():
+    """2 (192 + 256) a layer, 2 x 80 of head, and the core's 4 s a d = 4 x 5 x 8 a layer, half of it when causal."""
+    whole = 3 * (2 * (192 + 256) + 4 * 5 * 8) + 2 * 80
+    assert transformer.forward_flops_per_token(toy(), 5, causal=False) == whole
+    assert transformer.forward_flops_per_token(toy(), 5) == whole - 3 * 2 * 5 * 8
+    assert transformer.model_flops_per_token(toy(), 5, causal=False) == 3 * whole
+
+
+def test_flops_of_experts_by_hand():
+    """Dense layer 2 x 3 x 8 x 16; the others 2 x (2 x 96 + 48 + 48): two experts, the shared MLP, the router."""
+    shape = {"activation": "swiglu", "experts": 6, "experts_per_token": 2, "expert_ffn": 4, "shared_ffn": 2}
+    found = transformer.forward_flops_per_token(toy(**shape, dense_layers=1), 5)
+    assert found == 3 * (2 * 192 + 2 * 5 * 8) + 2 * 384 + 2 * 2 * (2 * 96 + 48 + 48) + 2 * 80
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_palm_counts_six_flops_a_weight_and_the_core(name):
+    """6 N + 12 L a d s (Chowdhery et al. 2022, appendix B); N: weights that a token meets in a product.
+
+    Those are the active parameters without norms, biases and the looked-up embedding.
+    """
+    model, s = catalog.load("models", name), 4096
+    layers = [transformer.layer(model, i) for i in range(model.layers)]
+    bare = [transformer.layer(model.model_copy(update={"biases": False}), i) for i in range(model.layers)]
+    biases = sum(x.attention + x.mlp - y.attention - y.mlp for x, y in zip(layers, bare, strict=True))
+    norms = sum(x.norms for x in layers) + (2 if model.norm == "layernorm" else 1) * model.hidden
+    looked_up = model.positions * model.hidden + (0 if model.tied else model.vocabulary * model.hidden)
+    met = transformer.active_parameters(model) - norms - biases - looked_up
+    palm = 6 * met + 12 * model.layers * model.heads * model.head_size * s
+    assert transformer.model_flops_per_token(model, s, causal=False) == pytest.approx(palm, rel=1e-12)
+
+
+def test_attention_of_llama_at_8k_is_8_or_4_percent_of_6n():
+    """12 L a d s / 6 N = 8.3 % whole, 4.2 % causal (models.md 1)."""
+    model = catalog.load("models", "llama3-405b")
+    six = 6 * transformer.parameters(model)
+    core = [
+        transformer.model_flops_per_token(model, 8192, causal=c) - transformer.model_flops_per_token(model, 0, causal=c)
+        for c in (False, True)
+    ]
+    assert core[0] / six == pytest.approx(0.083, abs=5e-4)
+    assert core[1] / six == pytest.approx(0.042, abs=5e-4)
+
+
+# -- how it falls on stages ------------------------------------------------------------------------------------------
+def test_chunk_c_on_stage_i_is_slot_i_plus_p_c():
+    """12 layers in 2 stages x 3 chunks: slots of 2 layers, stage 1 has slots 1, 3 and 5."""
+    model = toy(layers=12)
+    assert [list(transformer.chunk_layers(model, 2, 3, 1, c)) for c in range(3)] == [[2, 3], [6, 7], [10, 11]]
+    every = [i for s in range(2) for c in range(3) for i in transformer.chunk_layers(model, 2, 3, s, c)]
+    assert sorted(every) == list(range(12))
+
+
+def test_ends_of_a_tied_and_of_an_untied_model():
+    """Tensor 2: half an embedding (40) first; final norm (8) and half a head (40) last, a tied head only on a stage apart."""
+
+    def ends(model, pipeline):
+        return [
+            transformer.local_ends(model, 2, first=s == 0, last=s == pipeline - 1, pipeline=pipeline)
+            for s in range(pipeline)
+        ]
+
+    assert ends(toy(), 3) == [40, 0, 48]
+    assert ends(toy(tied=True), 3) == [40, 0, 48]
+    assert ends(toy(), 1) == [88]
+    assert ends(toy(tied=True), 1) == [48]
+
+
+def test_a_layer_on_one_rank():
+    """Tensor 2 halves attention, MLP and experts, expert 3 leaves 2 of 6; router and norms are on every rank."""
+    model = toy(activation="swiglu", experts=6, experts_per_token=2, expert_ffn=4, shared_ffn=2)
+    local = transformer.local_layer(model, 0, 2, 3)
+    assert local.dense == (192 + 48) / 2 + 48 + 16
+    assert local.experts == 2 * 96 / 2
+
+
+def test_more_tensor_ranks_than_key_value_heads_repeat_them():
+    """4 ranks share 2 key/value heads: each has one query head and a whole key/value head: 8 x 2 x 3 + 2 x 8 of attention.
+
+    The products are that wide (kernels), so the weights must be, too.
+    """
+    local = transformer.local_layer(toy(), 0, 4, 1)
+    assert local.dense == 8 * 2 * (1 + 2) + 2 * 8 + 256 / 4 + 16
