@@ -41,7 +41,10 @@ def build_programs(plan: Plan, job: JobSpec) -> tuple[StageProgram, ...]:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Gradients that travel together. after: (chunk, layer of the chunk) whose backward pass completes it; -1: the ends."""
+    """Gradients that travel together. after: (chunk, layer of the chunk) whose backward pass completes it; -1: the ends.
+
+    tag: of the post; empty if the pass waits for it.
+    """
 
     channel: ChannelName
     parameters: float
@@ -59,6 +62,7 @@ class _Builder:
         self.ops = LayerOps(self.plan, self.job)
         sharding = self.job.parallelism.sharding
         self.shards_optimizer = sharding != "none"
+        self.shards_gradients = sharding in ("gradients", "parameters")
         self.gathers = sharding == "parameters"
         self.groups: dict[ChannelName, int] = {"data": self.plan.replica_group, "expert_data": self.plan.expert_group}
         if self.plan.expert == 1:
@@ -69,12 +73,11 @@ class _Builder:
     def stage(self, stage: int) -> StageProgram:
         plan, job = self.plan, self.job
         buckets = self._buckets(stage)
-        every = job.parallelism.sharding in ("gradients", "parameters")
         slots = order(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
         host = job.software.host
         passes = []
         for kind, micro_batch, chunk in slots:
-            released = every or micro_batch == plan.micro_batches - 1
+            released = self.shards_gradients or micro_batch == plan.micro_batches - 1
             forward = kind == "F"
             body = self._body(stage, chunk, forward, tuple(buckets) if released and not forward else ())
             passes.append(
@@ -122,17 +125,23 @@ class _Builder:
     def _forward(self, shape: _Shape) -> list[Op]:
         layers, first, last = shape
         blocking = not self.job.overlap.pipeline
-        ops: list[Op] = self.ops.embedding_forward() if first else [Receive("forward"), *self._regathered]
+        ops: list[Op] = [*self._gather_ends(first=first)] if first else []
+        ops += self._gather_ends(last=last, tag="head") if last else []
+        ops += self.ops.embedding_forward() if first else [Receive("forward"), *self._regathered]
         for i, routed in enumerate(layers):
             ops += self._parameters(layers, i, +1)
             ops += self.ops.forward(routed)
-        ops += self.ops.head_forward() if last else [Send("forward", self._boundary, blocking)]
+        if last:
+            ops += [*self._wait_for_ends(last=last, tag="head"), *self.ops.head_forward()]
+        else:
+            ops.append(Send("forward", self._boundary, blocking))
         return ops
 
     def _backward(self, shape: _Shape, buckets: tuple[_Bucket, ...]) -> list[Op]:
         layers, first, last = shape
         blocking = not self.job.overlap.pipeline
-        ops: list[Op] = self.ops.head_backward() if last else [Receive("backward"), *self._regathered]
+        ops: list[Op] = [*self._gather_ends(last=last)] if last else []
+        ops += self.ops.head_backward() if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += self._parameters(layers, i, -1)
             ops += self.ops.backward(layers[i])
@@ -151,6 +160,17 @@ class _Builder:
             if 0 <= index + ahead < len(layers):
                 ops += self._gather_layer(layers[index + ahead], (index + ahead) % 2)
         return ops + [Wait(tag) for tag in self._layer_tags(layers[index], index % 2)]
+
+    def _gather_ends(self, *, first: bool = False, last: bool = False, tag: str = "") -> list[Op]:
+        """ZeRO-3's gather of the embedding or the head; beside the layers before it if it has a tag."""
+        if not self.gathers or self.groups["data"] == 1:
+            return []
+        parameters = local_ends(self.job.model, self.plan.tensor, first=first, last=last, pipeline=self.plan.pipeline)
+        gather = Collective("data", "all_gather", WIDTH * parameters)
+        return [Post(gather, tag) if tag else gather]
+
+    def _wait_for_ends(self, *, last: bool, tag: str) -> list[Op]:
+        return [Wait(tag)] if self._gather_ends(last=last, tag=tag) else []
 
     def _layer_sizes(self, routed: bool) -> list[tuple[ChannelName, float]]:
         model = self.job.model
@@ -177,9 +197,12 @@ class _Builder:
 
     # -- gradients ---------------------------------------------------------------------------------------------------
     def _buckets(self, stage: int) -> list[_Bucket]:
-        """Buckets in the order in which the last micro-batch's backward passes complete them."""
+        """Buckets in the order in which the last micro-batch's backward passes complete them.
+
+        Without overlap there is one for each chunk if every micro-batch must scatter its gradients, none otherwise.
+        """
         if not self.job.overlap.data:
-            return []
+            return self._blocking_buckets(stage) if self.shards_gradients else []
         plan, model, stack = self.plan, self.job.model, self.job.software
         ready: dict[ChannelName, float] = {"data": 0.0, "expert_data": 0.0}
         buckets: list[_Bucket] = []
@@ -208,21 +231,40 @@ class _Builder:
             flush(channel, (0, -1), 0.0)
         return buckets
 
+    def _blocking_buckets(self, stage: int) -> list[_Bucket]:
+        plan, model = self.plan, self.job.model
+        buckets = []
+        for chunk in range(plan.chunks):
+            _, first, last = self._shape(stage, chunk)
+            ends = local_ends(model, plan.tensor, first=first, last=last, pipeline=plan.pipeline)
+            layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+            local = [local_layer(model, i, plan.tensor, plan.expert) for i in layers]
+            total = Stage(ends + sum(x.dense for x in local), sum(x.experts for x in local))
+            for channel, parameters in self._by_channel(total):
+                if parameters and self.groups[channel] > 1:
+                    buckets.append(_Bucket(channel, parameters, (chunk, -1), ""))
+        return buckets
+
     def _reduction(self, channel: ChannelName, parameters: float) -> Collective:
         operation = "reduce_scatter" if self.shards_optimizer else "all_reduce"
         return Collective(channel, "reduce_scatter" if operation == "reduce_scatter" else "all_reduce",
                           parameters * self.job.software.reduce_bytes)  # fmt: skip
 
     def _release(self, buckets: tuple[_Bucket, ...], layer: int) -> list[Op]:
-        return [Post(self._reduction(b.channel, b.parameters), b.tag) for b in buckets if b.after[1] == layer]
+        ops: list[Op] = []
+        for b in buckets:
+            if b.after[1] == layer:
+                reduction = self._reduction(b.channel, b.parameters)
+                ops.append(Post(reduction, b.tag) if b.tag else reduction)
+        return ops
 
     # -- the step's end ----------------------------------------------------------------------------------------------
     def _epilogue(self, stage: int, buckets: list[_Bucket]) -> tuple[Op, ...]:
         plan, job = self.plan, self.job
         local = stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
         parts = [(channel, n) for channel, n in self._by_channel(local) if n]
-        ops: list[Op] = [Wait(bucket.tag) for bucket in buckets]
-        if not job.overlap.data:
+        ops: list[Op] = [Wait(bucket.tag) for bucket in buckets if bucket.tag]
+        if not job.overlap.data and not self.shards_gradients:
             ops += [self._reduction(channel, n) for channel, n in parts if self.groups[channel] > 1]
         if job.optimizer:
             traffic = sum(

@@ -48,7 +48,7 @@ def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
     norms = (4.0 * h + dropout) / whole
     attention = 2.0 * h / whole + (2.0 * (q + 2 * kv) + 2.0 * q) / t
     if job.software.attention == "unfused" and job.recompute == "none":
-        attention += 5.0 * model.heads * plan.sequence / plan.context / t
+        attention += 5.0 * model.heads * plan.sequence / t
     wide = 6.0 if model.mlp_matrices == 3 else 4.0
     if not routed:
         return plan.tokens * (norms + attention + 2.0 * h / whole + wide * model.ffn / t)

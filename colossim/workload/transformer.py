@@ -130,10 +130,12 @@ def chunk_layers(model: Model, pipeline: int, chunks: int, stage: int, chunk: in
 
 
 def local_layer(model: Model, index: int, tensor: int, expert: int) -> Stage:
-    """Parameters of one layer on one rank."""
+    """Parameters of one layer on one rank. More tensor ranks than key/value heads have whole ones, repeated."""
     x = layer(model, index)
     local_experts = model.experts / expert if x.expert else 0.0
-    return Stage((x.attention + x.mlp) / tensor + x.router + x.norms, x.expert * local_experts / tensor)
+    repeated = max(1.0, model.kv_heads / tensor) - model.kv_heads / tensor
+    heads = 2 * repeated * model.head_size * (model.hidden + model.biases)
+    return Stage((x.attention + x.mlp) / tensor + heads + x.router + x.norms, x.expert * local_experts / tensor)
 
 
 def local_ends(model: Model, tensor: int, *, first: bool, last: bool, pipeline: int) -> float:

@@ -1,0 +1,480 @@
+"""Programs: what each parallelism moves, when gradients leave, and that what is started is waited for.
+
+T tokens of a micro-batch on a rank, h hidden, t tensor ranks; sizes of models.md 3.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+
+import pytest
+
+from colossim.scenario.derive import derive
+from colossim.scenario.reader import load_scenario
+from colossim.workload import transformer
+from colossim.workload.build import build_programs
+from colossim.workload.kernels import Flash, Gemm, Scores, Stream
+from colossim.workload.program import Collective, Compute, Post, Receive, Send, Wait, merged
+
+ONE_CHUNK = ("job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")
+
+
+@lru_cache(maxsize=64)
+def programs(name, *changes, case=None):
+    scenario = load_scenario(name, set=changes, case=case)
+    plan = derive(scenario)
+    return plan, scenario.job, build_programs(plan, scenario.job)
+
+
+def collectives(ops, channel):
+    every = [op.collective if isinstance(op, Post) else op for op in ops if isinstance(op, Collective | Post)]
+    return [op for op in every if op.channel == channel]
+
+
+def ops_of(program):
+    return [op for p in program.passes for op in p.body] + list(program.epilogue)
+
+
+def body(program, kind, micro_batch, chunk=0):
+    return next(p.body for p in program.passes if (p.kind, p.micro_batch, p.chunk) == (kind, micro_batch, chunk))
+
+
+# -- tensor ----------------------------------------------------------------------------------------------------------
+TENSOR = [
+    # (sequence, recompute), operations a layer forward and backward
+    (("true", "none"), {"all_gather": 2, "reduce_scatter": 2}, {"all_gather": 4, "reduce_scatter": 2}),
+    (("true", "full"), {"all_gather": 2, "reduce_scatter": 2}, {"all_gather": 6, "reduce_scatter": 4}),
+    (("false", "none"), {"all_reduce": 2}, {"all_reduce": 2}),
+    (("false", "full"), {"all_reduce": 2}, {"all_reduce": 4}),
+]
+
+
+@pytest.mark.parametrize(("how", "forward", "backward"), TENSOR)
+def test_tensor_collectives_of_a_layer(how, forward, backward):
+    """2 all-reduces of 2 T h forward and 2 backward, or a gather and a scatter each; the weight gradients gather their two
+    inputs again; full recompute plays the forward pass again. Without sequence parallelism a boundary is gathered."""
+    sequence, recompute = how
+    changes = (f"job.parallelism.sequence={sequence}", f"job.recompute={recompute}", *ONE_CHUNK)
+    plan, job, found = programs("two-pods", *changes)
+    layers = job.model.layers // plan.pipeline
+    for kind, expected in (("F", forward), ("B", backward)):
+        calls = collectives(body(found[1], kind, 0), "tensor")
+        count = Counter({op: layers * n for op, n in expected.items()})
+        if sequence == "false":
+            count["all_gather"] += 1
+        assert Counter(c.operation for c in calls) == count
+        assert {c.size for c in calls} == {2.0 * plan.tokens * job.model.hidden}
+
+
+def test_a_stack_that_sends_whole_boundaries_gathers_none():
+    """`boundary: full`: 2 T h a rank without sequence parallelism, and nothing to gather; with it 2 T h/t all the same."""
+    for sequence, share in (("false", 1), ("true", 2)):
+        changes = ("job.software=fsdp-2025", f"job.parallelism.sequence={sequence}")
+        plan, job, found = programs("two-pods", *changes)
+        calls = collectives(body(found[1], "F", 0), "tensor")
+        assert all(c.operation != "all_gather" for c in calls) == (sequence == "false")
+        assert {op.size for op in ops_of(found[1]) if isinstance(op, Send)} == {
+            2 * plan.tokens * job.model.hidden / share
+        }
+
+
+def test_the_ends_of_the_model_meet_their_tensor_group():
+    """The embedding scatters its sums and its gradient is gathered; the head gathers its input, scatters its gradient, and
+    gathers the input again for its weight gradient, as every product with sequence parallelism does."""
+    plan, job, found = programs("two-pods", *ONE_CHUNK)
+
+    def ends(stage, kind):
+        inner = Counter(c.operation for c in collectives(body(found[1], kind, 0), "tensor"))
+        return Counter(c.operation for c in collectives(body(found[stage], kind, 0), "tensor")) - inner
+
+    assert ends(0, "F") == {"reduce_scatter": 1}
+    assert ends(0, "B") == {"all_gather": 1}
+    assert ends(plan.pipeline - 1, "F") == {"all_gather": 1}
+    assert ends(plan.pipeline - 1, "B") == {"reduce_scatter": 1, "all_gather": 1}
+    assert job.parallelism.sequence
+
+
+def test_overlap_hides_the_stacks_part_of_tensor_collectives():
+    """megatron-2024 hides 80 %, and only of the tensor group's."""
+    for overlap, hidden in (("true", 0.8), ("false", 0.0)):
+        _, job, found = programs("grok2-15k", f"job.overlap.tensor={overlap}")
+        assert job.software.tensor_overlap == 0.8
+        ops = body(found[1], "F", 0)
+        assert {c.hidden for c in collectives(ops, "tensor")} == {hidden}
+        assert {c.hidden for c in collectives(ops, "expert")} == {0.0}
+
+
+def test_groups_of_one_say_nothing():
+    """Tensor, context, expert and data 1: no collective at all; no bucket, no gather."""
+    shape = ("job.parallelism.tensor=1", "job.parallelism.data=1", "job.global_batch=4")
+    for sharding in ("none", "optimizer", "gradients", "parameters"):
+        _, _, found = programs("two-pods", *shape, f"job.parallelism.sharding={sharding}")
+        assert not [op for p in found for op in ops_of(p) if isinstance(op, Collective | Post | Wait)]
+
+
+# -- experts and context ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sequence", ["true", "false"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_expert_collectives_of_a_layer(sequence, recompute):
+    """k T h x 2 bytes (1/t of it with sequence parallelism), dispatch and combine, once more with full recompute.
+
+    Behind the dispatch the tensor group gathers k T tokens and scatters them (or all-reduces); attention does so with T.
+    """
+    changes = (f"job.parallelism.sequence={sequence}", f"job.recompute={recompute}")
+    plan, job, found = programs("colossus-100k", *changes)
+    model, share = job.model, plan.tensor if sequence == "true" else 1
+    own = 2 * plan.tokens * model.hidden
+    forward, backward = (body(found[3], kind, 0, 4) for kind in "FB")
+    for ops, times in ((forward, 1), (backward, 2 if recompute == "full" else 1)):
+        sent = collectives(ops, "expert")
+        assert [(c.operation, c.size) for c in sent] == [("all_to_all", 2 * own / share)] * (2 * times)
+    calls = Counter((c.operation, c.size / own) for c in collectives(forward, "tensor"))
+    if sequence == "true":
+        both = {(op, size): 1 for op in ("all_gather", "reduce_scatter") for size in (1, model.experts_per_token)}
+    else:
+        # one more: what the boundary scattered
+        both = {("all_reduce", 1): 1, ("all_reduce", model.experts_per_token): 1, ("all_gather", 1): 1}
+    assert calls == both
+
+
+def test_experts_that_are_not_split_send_nothing():
+    """expert 1: no all-to-all, and their gradients travel with the others."""
+    plan, job, found = programs("colossus-100k", "job.parallelism.expert=1")
+    for program in found[1:3]:
+        ops = ops_of(program)
+        assert not collectives(ops, "expert")
+        assert not collectives(ops, "expert_data")
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, program.stage, plan.tensor, 1)
+        reduced = sum(c.size for c in collectives(ops, "data") if c.operation == "reduce_scatter")
+        assert reduced == pytest.approx((local.dense + local.experts) * job.software.reduce_bytes)
+
+
+@pytest.mark.parametrize("context", [2, 4])
+def test_each_hop_of_the_ring_runs_beside_a_piece_of_attention(context):
+    """c pieces, c - 1 hops: post, attend, wait; the last piece has nobody to wait for. Backward moves gradients too."""
+    changes = (f"job.parallelism.context={context}", "job.parallelism.data=4", *ONE_CHUNK)
+    plan, job, found = programs("two-pods", *changes)
+    one = 2 * 2 * plan.tokens * job.model.kv_heads / plan.tensor * job.model.head_size
+    layers = job.model.layers // plan.pipeline
+    assert plan.tokens == plan.sequence // context
+    for kind, factor in (("F", 1), ("B", 2)):
+        ops = body(found[1], kind, 0)
+        hops = collectives(ops, "context")
+        assert [(c.operation, c.size) for c in hops] == [("shift", factor * one)] * ((context - 1) * layers)
+        for at, op in enumerate(ops):
+            if isinstance(op, Post) and op.collective.channel == "context":
+                beside, end = ops[at + 1], ops[at + 2]
+                assert isinstance(beside, Compute)
+                assert [type(k) for k in beside.kernels] == [Flash]
+                assert end == Wait(op.tag)
+
+
+# -- gradients and parameters ----------------------------------------------------------------------------------------
+LEVELS = {
+    "none": "all_reduce",
+    "optimizer": "reduce_scatter",
+    "gradients": "reduce_scatter",
+    "parameters": "reduce_scatter",
+}
+SPLIT = ["two-pods", "colossus-100k", "grok2-15k"]
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+@pytest.mark.parametrize("sharding", LEVELS)
+@pytest.mark.parametrize("name", SPLIT)
+def test_gradients_reduced_in_a_step(name, sharding, overlap):
+    """ZeRO-0 and -1 reduce every gradient once a step; ZeRO-2 and -3, which keep shards only, once a micro-batch.
+
+    Whether that runs beside the backward pass or not changes when, never how much.
+    """
+    plan, job, found = programs(name, f"job.parallelism.sharding={sharding}", f"job.overlap.data={overlap}")
+    times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
+    for stage in {0, 1, plan.pipeline - 1}:
+        ops = ops_of(found[stage])
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+        for channel, parameters in (("data", local.dense), ("expert_data", local.experts)):
+            reduced = [c for c in collectives(ops, channel) if c.operation != "all_gather"]
+            assert {c.operation for c in reduced} <= {LEVELS[sharding]}
+            expected = times * parameters * job.software.reduce_bytes
+            assert sum(c.size for c in reduced) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+@pytest.mark.parametrize("name", SPLIT)
+def test_parameters_gathered_in_a_step(name, sharding):
+    """A middle stage: nothing (ZeRO-0); 2 bytes a parameter after the optimizer (1, 2); before each use (3), forward and
+    backward of every micro-batch."""
+    plan, job, found = programs(name, f"job.parallelism.sharding={sharding}")
+    times = {"none": 0, "optimizer": 1, "gradients": 1, "parameters": 2 * plan.micro_batches}[sharding]
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, plan.expert)
+    for channel, parameters in (("data", local.dense), ("expert_data", local.experts)):
+        gathered = sum(c.size for c in collectives(ops_of(found[1]), channel) if c.operation == "all_gather")
+        assert gathered == pytest.approx(times * 2 * parameters)
+
+
+@pytest.mark.parametrize("sharding", ["optimizer", "gradients", "parameters"])
+@pytest.mark.parametrize("name", SPLIT)
+def test_embedding_and_head_are_gathered_like_the_rest(name, sharding):
+    """They are sharded, so somebody must gather them: once after the optimizer (ZeRO-1, -2), at least once a micro-batch
+    (ZeRO-3, which keeps shards only), beside what a middle stage gathers."""
+    plan, job, found = programs(name, f"job.parallelism.sharding={sharding}")
+    middle, *ends = (
+        sum(c.size for c in collectives(ops_of(found[stage]), "data") if c.operation == "all_gather")
+        for stage in (1, 0, plan.pipeline - 1)
+    )
+    times = plan.micro_batches if sharding == "parameters" else 1
+    for gathered, first in zip(ends, (True, False), strict=True):
+        own = transformer.local_ends(job.model, plan.tensor, first=first, last=not first, pipeline=plan.pipeline)
+        assert gathered - middle >= times * 2 * own * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("bucket", ["20 MB", "200 MB", "4 GB"])
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
+    """In the last micro-batch's backward passes: a bucket holds its size at least (but the last of a channel), less than a
+    layer more, and never more than what the layers and the head behind it have put in."""
+    plan, job, found = programs(name, f"job.bucket={bucket}")
+    size = {"20 MB": 20e6, "200 MB": 200e6, "4 GB": 4e9}[bucket]
+    width = job.software.reduce_bytes
+    for stage in (1, plan.pipeline - 1):
+        local = transformer.local_layer(job.model, job.model.layers - 1, plan.tensor, plan.expert)
+        head = transformer.local_ends(
+            job.model, plan.tensor, first=False, last=stage == plan.pipeline - 1, pipeline=plan.pipeline
+        )
+        ready = {"data": head, "expert_data": 0.0}
+        sizes: dict[str, list[float]] = {"data": [], "expert_data": []}
+        layers_done = 0
+        for p in found[stage].passes:
+            if p.kind == "F" or p.micro_batch < plan.micro_batches - 1:
+                assert not any(isinstance(op, Post) and "gradients" in op.tag for op in p.body)
+                continue
+            products = 0
+            for op in p.body:
+                if isinstance(op, Compute):
+                    products += sum(isinstance(k, Flash) and k.backward for k in op.kernels)
+                elif isinstance(op, Post) and op.collective.channel in ready:
+                    sizes[op.collective.channel].append(op.collective.size)
+                    behind = layers_done + products
+                    share = {"data": local.dense, "expert_data": local.experts}[op.collective.channel]
+                    limit = ready[op.collective.channel] + behind * share
+                    assert sum(sizes[op.collective.channel]) <= limit * width * (1 + 1e-12)
+            layers_done += products
+        for channel, each in (("data", local.dense), ("expert_data", local.experts)):
+            assert all(s >= size * (1 - 1e-9) for s in sizes[channel][:-1])
+            assert all(s <= size + (each + ready[channel]) * width for s in sizes[channel])
+
+
+def test_the_default_bucket_grows_with_the_group():
+    """megatron-2024: 40M parameters, or 1M a rank: 1,536 ranks of dense parameters and 192 of experts fill 1,536M and 192M."""
+    plan, job, found = programs("colossus-100k")
+    stack = job.software
+    assert (stack.bucket_parameters, stack.bucket_parameters_per_rank) == (40e6, 1e6)
+    for channel, group in (("data", plan.replica_group), ("expert_data", plan.expert_group)):
+        sizes = [c.size for c in collectives(ops_of(found[1]), channel) if c.operation == "reduce_scatter"]
+        assert all(s >= max(40e6, 1e6 * group) * stack.reduce_bytes for s in sizes[:-1])
+
+
+def test_zero_3_asks_one_layer_ahead():
+    """Forward of a stage of 8 layers: two asked for, one waited for, and so on: never more than two at a time, each waited
+    for before its products."""
+    plan, job, found = programs("two-pods", "job.parallelism.sharding=parameters", *ONE_CHUNK)
+    layers = job.model.layers // plan.pipeline
+    for kind in "FB":
+        story = ""
+        for op in body(found[1], kind, 0):
+            if isinstance(op, Post) and "parameters" in op.tag:
+                story += "P"
+            elif isinstance(op, Wait) and "parameters" in op.tag:
+                story += "W"
+            elif isinstance(op, Compute) and any(isinstance(k, Flash) for k in op.kernels):
+                story += "a"
+        assert story == "P" + "PWa" * (layers - 1) + "Wa"
+
+
+# -- the step's end --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sharding", LEVELS)
+@pytest.mark.parametrize(("software", "gradient"), [("megatron-2024", 4), ("deepspeed-2023", 2)])
+def test_optimizer_traffic(sharding, software, gradient):
+    """26 + 2 x gradient bytes a local parameter, over its shards: D c of dense parameters, D c/e of experts."""
+    changes = (f"job.parallelism.sharding={sharding}", f"job.software={software}")
+    plan, job, found = programs("grok2-15k", *changes)
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, plan.expert)
+    dense, experts = (1, 1) if sharding == "none" else (plan.replica_group, plan.expert_group)
+    steps = [op for op in found[1].epilogue if isinstance(op, Compute)]
+    assert [op.category for op in steps] == ["optimizer"]
+    (kernel,) = steps[0].kernels
+    assert isinstance(kernel, Stream)
+    assert kernel.bytes == pytest.approx((26 + 2 * gradient) * (local.dense / dense + local.experts / experts))
+
+
+def test_a_step_ends_gradients_then_optimizer_then_parameters():
+    _, _, found = programs("colossus-100k")
+    for program in found:
+        kinds = "".join(type(op).__name__[0] + type(op).__name__[1] for op in program.epilogue)
+        assert kinds == "Wa" * kinds.count("Wa") + "Co" * 3
+        assert [type(op) for op in program.epilogue[-3:]] == [Compute, Collective, Collective]
+    _, _, without = programs("colossus-100k", "job.optimizer=false")
+    assert not any(isinstance(op, Compute) for p in without for op in p.epilogue)
+
+
+VARIANTS = [
+    ("two-pods", ()),
+    ("two-pods", ("job.parallelism.sharding=parameters", "job.parallelism.context=2", "job.parallelism.data=8")),
+    ("two-pods", ("job.parallelism.sharding=gradients", *ONE_CHUNK)),
+    ("two-pods", ("job.parallelism.schedule=gpipe", "job.parallelism.virtual_pipeline=1", "job.recompute=full")),
+    ("colossus-100k", ("job.parallelism.sharding=parameters",)),
+    ("grok2-15k", ("job.overlap.expert=true", "job.recompute=full")),
+    ("grok2-15k", ("job.parallelism.sharding=gradients", "job.overlap.data=false")),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
+    """A Wait has a Post before it, every tag is waited for after its last post, and a collective that isn't a gradient's is
+    waited for in its own pass, before its tag is posted again."""
+    _, _, found = programs(name, *changes)
+    for program in found:
+        posted, waited = set(), set()
+        bodies = [*(p.body for p in program.passes), program.epilogue]
+        for ops in bodies:
+            inside = set()
+            for op in ops:
+                if isinstance(op, Post):
+                    assert op.tag not in inside or "gradients" in op.tag
+                    inside.add(op.tag)
+                    posted.add(op.tag)
+                    waited.discard(op.tag)
+                elif isinstance(op, Wait):
+                    assert op.tag in posted
+                    inside.discard(op.tag)
+                    waited.add(op.tag)
+            assert all("gradients" in tag for tag in inside)
+        assert waited == posted
+
+
+# -- stage boundaries ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("blocking", ["true", "false"])
+@pytest.mark.parametrize(
+    ("schedule", "chunks"), [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8)]
+)
+def test_messages_pair_up(schedule, chunks, blocking):
+    """Chunk c of stage i is slot i + p c of p v: it sends ahead to slot + 1 and back to slot - 1, the last stage to the first
+    one's next chunk. Slot 0 receives no activations and sends no gradients; the last slot the other way round."""
+    changes = (f"job.parallelism.schedule={schedule}", f"job.parallelism.virtual_pipeline={chunks}")
+    plan, _, found = programs("two-pods", *changes, f"job.overlap.pipeline={'false' if blocking == 'true' else 'true'}")
+    p, last = plan.pipeline, plan.pipeline * chunks - 1
+    sent, received = Counter(), Counter()
+    for program in found:
+        for one in program.passes:
+            slot = program.stage + p * one.chunk
+            way = "forward" if one.kind == "F" else "backward"
+            for at, op in enumerate(one.body):
+                if isinstance(op, Receive):
+                    assert (op.direction, at) == (way, 0)
+                    received[way, one.micro_batch, slot] += 1
+                elif isinstance(op, Send):
+                    assert op.direction == way
+                    assert op.blocking == (blocking == "true")
+                    sent[way, one.micro_batch, slot + (1 if way == "forward" else -1)] += 1
+    expected = Counter(
+        (way, j, slot)
+        for j in range(plan.micro_batches)
+        for way, slots in (("forward", range(1, last + 1)), ("backward", range(last)))
+        for slot in slots
+    )
+    assert sent == received == expected
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_a_pass_sends_when_its_products_are_done(sharding):
+    """Nothing but gradients' posts comes behind a Send."""
+    _, _, found = programs("two-pods", f"job.parallelism.sharding={sharding}")
+    for program in found:
+        for one in program.passes:
+            kinds = [type(op) for op in one.body]
+            if Send in kinds:
+                assert set(kinds[kinds.index(Send) + 1 :]) <= {Post}
+
+
+# -- bodies ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_micro_batches_share_bodies_but_for_the_release(sharding):
+    """All passes of a kind and chunk `is` the same body; the last micro-batch's backward differs where it releases once."""
+    plan, _, found = programs("two-pods", f"job.parallelism.sharding={sharding}")
+    last = plan.micro_batches - 1
+    for program in found:
+        for chunk in range(plan.chunks):
+            first = {kind: body(program, kind, 0, chunk) for kind in "FB"}
+            for one in program.passes:
+                if one.chunk == chunk and (one.kind == "F" or one.micro_batch < last):
+                    assert one.body is first[one.kind]
+            assert (body(program, "B", last, chunk) is first["B"]) == (sharding in ("gradients", "parameters"))
+
+
+def test_equal_stages_share_bodies():
+    """Middle stages of colossus-100k: the same F and the same B of every chunk, all of them."""
+    plan, _, found = programs("colossus-100k")
+    for kind in "FB":
+        middle = {id(body(found[s], kind, 0, c)) for s in range(1, plan.pipeline - 1) for c in range(plan.chunks)}
+        assert len(middle) == 1
+
+
+def test_merging_joins_kernels_between_collectives():
+    """Neighbours of one category become one Compute; empty ones vanish; order stays."""
+    a, b, call = Stream(1.0), Gemm(1, 1, 1), Collective("tensor", "all_reduce", 1.0)
+    ops = [Compute((a,)), Compute(()), Compute((b, a)), call, Compute((b,)), Compute((a,), "optimizer")]
+    assert merged(ops) == (Compute((a, b, a)), call, Compute((b,)), Compute((a,), "optimizer"))
+    assert merged([]) == ()
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("name", ["two-pods", "colossus-100k", "grok2-15k"])
+def test_a_step_does_the_models_flops(name, recompute):
+    """All ranks of a replica, one micro-batch: 3 x the forward FLOPs, flash's backward core 2.5 x instead of 2 x, and the
+    layers again with full recompute: m micro-batches of T c tokens, t x c ranks a stage."""
+    plan, job, found = programs(name, f"job.recompute={recompute}")
+    ranks = plan.tensor * plan.context
+    done = ranks * sum(
+        op.flops
+        for p in found
+        for one in p.passes
+        if one.micro_batch == 0
+        for op in one.body
+        if isinstance(op, Compute)
+    )
+    model, tokens = job.model, plan.tokens * plan.context
+    core = 2 * plan.sequence * model.heads * model.head_size * model.layers
+    again = transformer.recomputed_flops_per_token(model, plan.sequence, recompute, "flash")
+    expected = transformer.model_flops_per_token(model, plan.sequence) + core / 2 + again
+    assert done == pytest.approx(tokens * expected, rel=1e-12)
+
+
+def test_scores_of_unfused_attention_are_hardware_flops():
+    """22B of Korthikanti, selective: 3 x the forward FLOPs of all of attention (no skipping), and the core once more."""
+    plan, job, found = programs("korthikanti-2022", case="22B-selective")
+    model = job.model
+    done = plan.tensor * sum(
+        op.flops for op in body(found[0], "F", 0) + body(found[0], "B", 0) if isinstance(op, Compute)
+    )
+    core = 4 * plan.sequence * model.heads * model.head_size * model.layers
+    assert any(isinstance(k, Scores) for op in body(found[0], "F", 0) if isinstance(op, Compute) for k in op.kernels)
+    expected = transformer.model_flops_per_token(model, plan.sequence, causal=False) + core
+    assert done == pytest.approx(plan.tokens * expected, rel=1e-12)
+
+
+# -- the host --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("recompute", "factor"), [("selective", 1.5), ("full", 2.5)])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_launching_a_pass(recompute, factor, chunks):
+    """megatron-2024: 0.3 ms a layer forward, x 1.5 backward or x 2.5 with full recompute, and 0.5 ms a micro-batch, on the
+    chunk that begins it: the first forward, the last backward."""
+    schedule = "interleaved" if chunks > 1 else "1f1b"
+    changes = (f"job.parallelism.schedule={schedule}", f"job.parallelism.virtual_pipeline={chunks}")
+    plan, job, found = programs("two-pods", *changes, f"job.recompute={recompute}")
+    layers = job.model.layers // (plan.pipeline * chunks)
+    for one in found[1].passes:
+        each = 0.3e-3 * (1 if one.kind == "F" else factor) * layers
+        begins = one.chunk == (0 if one.kind == "F" else chunks - 1)
+        assert one.host == pytest.approx(each + (0.5e-3 if begins else 0))
+    assert found[1].host_exponent == 3.85
