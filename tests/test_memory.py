@@ -44,6 +44,22 @@ def test_bytes_a_token_a_layer(model, hidden, by_hand):
     assert kept == pytest.approx(plan.tokens * hidden * job.model.hidden / plan.tensor)
 
 
+def test_activations_of_a_layer_equal_korthikanti():
+    """s b h (34 + 5 a s/h) over t with sequence parallelism; without it 10 + 24/t + 5 a s/(h t); full recompute 2 s b h."""
+    t = 8
+    for case, sequence in (("175B-full", False), ("175B-selective", True)):
+        change = f"job.parallelism.sequence={str(sequence).lower()}"
+        plan, job = job_of("korthikanti-2022", change, "job.recompute=none", case=case)
+        h, a, s, b = job.model.hidden, job.model.heads, plan.sequence, plan.micro_batch
+        scores = 5 * a * s / h
+        factor = (34 + scores) / t if sequence else 10 + 24 / t + scores / t
+        assert layer_activations(plan, job, False) == pytest.approx(s * b * h * factor)
+        kept = job.model_copy(update={"recompute": "selective"})
+        assert layer_activations(plan, kept, False) == pytest.approx(s * b * h * (factor - scores / t))
+        full = job.model_copy(update={"recompute": "full"})
+        assert layer_activations(plan, full, False) == pytest.approx(2 * s * b * h / (t if sequence else 1))
+
+
 def test_without_sequence_parallelism_what_isnt_split_is_whole():
     """Grok-1, t 8: 4 + 2 + 2 + k (2 + 2) = 16 h whole; 2 (a + 2g) d + 2 a d + 6 k f of it split."""
     plan, job = job_of("colossus-100k", "job.parallelism.sequence=false")
@@ -141,6 +157,27 @@ def test_states_of_dense_and_expert_parameters(level, stage):
     assert memory.parameters == pytest.approx(held(2, level >= 3) + gathered)
     assert memory.gradients == pytest.approx(held(4, level >= 2))
     assert memory.optimizer == pytest.approx(held(12, level >= 1))
+
+
+def test_states_a_parameter_by_zero_level():
+    """18, 6 + 12/D, 2 + 16/D, 18/D bytes, and 4 bytes a parameter of the two layers that ZeRO-3 has gathered."""
+    states = []
+    for level in LEVELS:
+        plan, job = job_of("two-pods", f"job.parallelism.sharding={level}")
+        memory = stage_memory(plan, job, 1)
+        states.append((memory.parameters + memory.gradients + memory.optimizer) / local_of(plan, job, 1).dense)
+    layers = job.model.layers // plan.pipeline
+    assert states == pytest.approx([18, 6 + 12 / 16, 2 + 16 / 16, 18 / 16 + 4 / layers])
+
+
+def test_grok_1_in_two_layouts():
+    """models.md 6, stage 0: t 4: 9.6 GB of weights and gradients, 68 of activations, + 5 over 80e9; t 8: 4.8 + 34 + 5."""
+    for tensor, batch, states, activations in ((4, 24576, 9.6e9, 68e9), (8, 12288, 4.8e9, 34e9)):
+        changes = (f"job.parallelism.tensor={tensor}", f"job.global_batch={batch}")
+        memory = stage_memory(*job_of("colossus-100k", *changes), 0)
+        assert memory.parameters + memory.gradients == pytest.approx(states, rel=0.05)
+        assert memory.activations == pytest.approx(activations, rel=0.02)
+        assert (memory.peak > 80e9) == (tensor == 4)
 
 
 def test_context_ranks_share_the_shards():

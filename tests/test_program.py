@@ -412,6 +412,14 @@ def test_micro_batches_share_bodies_but_for_the_release(sharding):
             assert (body(program, "B", last, chunk) is first["B"]) == (sharding in ("gradients", "parameters"))
 
 
+def test_the_largest_job_has_eight_bodies():
+    """Korthikanti's 1T, p 64, m 512: F and B of the first, middle and last stages, and where they release: 65,536 passes."""
+    plan, _, found = programs("korthikanti-2022", case="1T-full")
+    passes = [one for program in found for one in program.passes]
+    assert (plan.pipeline, plan.micro_batches, len(passes)) == (64, 512, 2 * 64 * 512)
+    assert len({id(one.body) for one in passes}) <= 8
+
+
 def test_equal_stages_share_bodies():
     """Middle stages of colossus-100k: the same F and the same B of every chunk, all of them."""
     plan, _, found = programs("colossus-100k")

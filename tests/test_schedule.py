@@ -13,6 +13,12 @@ PLAIN = [(s, p, m) for s, p, m in itertools.product(("gpipe", "1f1b"), (1, 2, 5,
 EVERY = [*((s, p, m, 1) for s, p, m in PLAIN), *(("interleaved", *rest) for rest in INTERLEAVED)]
 
 
+def test_the_worked_example_of_interleaving():
+    """p 2, m 4, v 2, device 0 (micro-batch.chunk), as Megatron plays it."""
+    text = "F0.0 F1.0 F0.1 F1.1 F2.0 B0.1 F3.0 B1.1 F2.1 B0.0 F3.1 B1.0 B2.1 B3.1 B2.0 B3.0"
+    assert [f"{k}{j}.{c}" for k, j, c in order("interleaved", 0, 2, 4, 2)] == text.split()
+
+
 @pytest.mark.parametrize(("p", "m", "v"), INTERLEAVED)
 def test_interleaving_equals_megatrons_index_arithmetic(p, m, v):
     """The k-th forward: chunk (k mod pv) div p of micro-batch k div pv x p + k mod p; backward the chunk is v - 1 - that."""
@@ -92,6 +98,11 @@ def test_one_stage_needs_no_pipeline(schedule):
     assert "".join(kind for kind, _, _ in order(schedule, 0, 1, 3)) == expected
 
 
-def test_what_is_no_schedule_says_what_is():
+def test_impossible_schedules_say_what_is_possible():
+    with pytest.raises(ValueError, match=r"micro-batches \(6\) in multiples of the stages \(4\)"):
+        order("interleaved", 0, 4, 6, 2)
+    for schedule in ("gpipe", "1f1b"):
+        with pytest.raises(ValueError, match=f"{schedule} has one chunk a stage, not 2"):
+            order(schedule, 0, 4, 6, 2)
     with pytest.raises(ValueError, match="gpipe, 1f1b or interleaved"):
         order("zero-bubble", 0, 4, 8)

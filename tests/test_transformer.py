@@ -1,4 +1,4 @@
-"""Parameters and FLOPs against counts made by hand; the published totals are in test_workload."""
+"""Parameters and FLOPs against published totals and formulas, and counts made by hand."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ def toy(**changes):
 
 
 # -- parameters ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [("grok-2", 269_515_497_472), ("grok-1", 315_684_820_992), ("llama3-405b", 405_853_388_800)],
+)
+def test_published_parameter_counts(name, total):
+    assert transformer.parameters(catalog.load("models", name)) == total
+
+
+@pytest.mark.parametrize(("name", "count"), [("grok-1", 83.76e9), ("grok-2", 114.9e9), ("gpt3-175b", 174.60e9)])
+def test_what_a_token_uses(name, count):
+    """Two of eight experts of the Groks (models.md 1, to its four digits); GPT-3 uses all of its 174.60e9 (V 50,257)."""
+    assert transformer.active_parameters(catalog.load("models", name)) == pytest.approx(count, rel=5e-4)
+
+
 def test_a_plain_layer_by_hand():
     """h d (a + 2g) + a d h = 8 x 2 x (4 + 4) + 8 x 8 = 192; two matrices of 8 x 16 = 256; two norms of 8."""
     found = transformer.layer(toy(), 0)
@@ -72,6 +86,36 @@ def test_grok_1_is_314b_by_its_layers_alone():
 
 
 # -- FLOPs -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["megatron-22b", "megatron-175b", "megatron-530b", "megatron-1t"])
+def test_flops_equal_the_formula_of_megatron(name):
+    """SC21 counts 96 B s L h^2 (1 + s/6h + V/16Lh): layers four times (full recompute), the head thrice, no causal half."""
+    model, s = catalog.load("models", name), 2048
+    layers, h, v = model.layers, model.hidden, model.vocabulary
+    megatron = 96 * s * layers * h**2 * (1 + s / (6 * h) + v / (16 * layers * h))
+    head = 2 * s * h * v
+    forward = transformer.forward_flops_per_token(model, s, causal=False) * s
+    assert 4 * (forward - head) + 3 * head == pytest.approx(megatron, rel=1e-12)
+
+
+def test_mfu_of_a_published_run_in_our_convention():
+    """Grok-1 on 512 H100 (DGX Cloud 24.11): 1,024 x 8,192 tokens in 20.83 s is printed as an MFU of 41.5 %."""
+    model = catalog.load("models", "grok-1").model_copy(update={"vocabulary": 128_256})
+    per_gpu = transformer.model_flops_per_token(model, 8192) * 1024 * 8192 / 20.83 / 512
+    assert per_gpu / 989e12 == pytest.approx(0.415, abs=0.002)
+
+
+def test_recompute_counts_for_hfu_only():
+    """Full: the layers again, the head not. Selective: the unfused core's 2 s a d a layer; flash's scores don't count."""
+    model, s = catalog.load("models", "megatron-175b"), 2048
+    forward = transformer.forward_flops_per_token(model, s)
+    again = transformer.recomputed_flops_per_token(model, s, "full", "unfused")
+    assert again == pytest.approx(forward - 2 * model.hidden * model.vocabulary)
+    core = transformer.recomputed_flops_per_token(model, s, "selective", "unfused")
+    assert core == 2 * s * model.heads * model.head_size * model.layers
+    assert transformer.recomputed_flops_per_token(model, s, "selective", "flash") == 0
+    assert transformer.recomputed_flops_per_token(model, s, "none", "unfused") == 0
+
+
 def test_forward_flops_by_hand():
     """2 (192 + 256) a layer, 2 x 80 of head, and the core's 4 s a d = 4 x 5 x 8 a layer, half of it when causal."""
     whole = 3 * (2 * (192 + 256) + 4 * 5 * 8) + 2 * 80
@@ -146,6 +190,20 @@ def test_a_layer_on_one_rank():
     local = transformer.local_layer(model, 0, 2, 3)
     assert local.dense == (192 + 48) / 2 + 48 + 16
     assert local.experts == 2 * 96 / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "p", "v", "t", "e"), [("grok-1", 8, 8, 4, 8), ("grok-2", 8, 2, 8, 4), ("llama3-70b", 4, 5, 8, 1)]
+)
+def test_stages_hold_the_whole_model(name, p, v, t, e):
+    """Over t and e ranks the stages add up; norms and routers are on every tensor rank, a tied head twice."""
+    model = catalog.load("models", name)
+    stages = [transformer.stage_parameters(model, p, v, i, t, e) for i in range(p)]
+    layers = [transformer.layer(model, i) for i in range(model.layers)]
+    repeated = (t - 1) * sum(x.norms + x.router for x in layers) + (t - 1) * model.hidden
+    twice = transformer.head(model) if model.tied else 0
+    total = sum(t * stage.dense + t * e * stage.experts for stage in stages)
+    assert total == pytest.approx(transformer.parameters(model) + repeated + twice)
 
 
 def test_more_tensor_ranks_than_key_value_heads_repeat_them():

@@ -40,7 +40,9 @@ def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
     parallelism; without it 10h stay whole (Korthikanti et al. 2022, eqs. 1, 2, 4: 34 s b h + 5 a s^2 b a layer).
     """
     model, t = job.model, plan.tensor
-    h, q, kv = model.hidden, model.heads * model.head_size, model.kv_heads * model.head_size
+    h, q = model.hidden, model.heads * model.head_size
+    # More tensor ranks than key/value heads keep whole ones, repeated.
+    kv = max(t, model.kv_heads) * model.head_size
     whole = t if job.parallelism.sequence else 1
     if job.recompute == "full":
         return plan.tokens * 2.0 * h / whole
