@@ -126,10 +126,11 @@ class _Builder:
         layers, first, last = shape
         blocking = not self.job.overlap.pipeline
         ops: list[Op] = [*self._gather_ends(first=first)] if first else []
-        ops += self._gather_ends(last=last, tag="head") if last else []
         ops += self.ops.embedding_forward() if first else [Receive("forward"), *self._regathered]
         for i, routed in enumerate(layers):
             ops += self._parameters(layers, i, +1)
+            if last and i == len(layers) - 1:
+                ops += self._gather_ends(last=last, tag="head")
             ops += self.ops.forward(routed)
         if last:
             ops += [*self._wait_for_ends(last=last, tag="head"), *self.ops.head_forward()]
@@ -162,7 +163,7 @@ class _Builder:
         return ops + [Wait(tag) for tag in self._layer_tags(layers[index], index % 2)]
 
     def _gather_ends(self, *, first: bool = False, last: bool = False, tag: str = "") -> list[Op]:
-        """ZeRO-3's gather of the embedding or the head; beside the layers before it if it has a tag."""
+        """ZeRO-3's gather of the embedding or the head; beside the layer before it if it has a tag."""
         if not self.gathers or self.groups["data"] == 1:
             return []
         parameters = local_ends(self.job.model, self.plan.tensor, first=first, last=last, pipeline=self.plan.pipeline)

@@ -80,7 +80,9 @@ class LayerOps:
         return self._eager(WIDTH * passes / 2 * self.norm_tokens * self.job.model.hidden)
 
     def _activation(self, tokens: float, width: float, *, backward: bool) -> Stream:
-        """The MLP's activation: 2 (n_ff + 1) bytes an element of f/t forward, 2 (2 n_ff + 1) backward."""
+        """The MLP's activation reads its 1 or 2 (gated) inputs and writes one: 2 (inputs + 1) bytes an element of f/t
+        forward; backward 2 (2 inputs + 1).
+        """
         n = self.job.model.mlp_matrices - 1
         passes = 2 * n + 1 if backward else n + 1
         unfused = 0.0 if self.job.model.activation != "squared-relu" else (8.0 if backward else 4.0)

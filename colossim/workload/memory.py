@@ -10,7 +10,7 @@ from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive
 from colossim.scenario.schema import JobSpec, Scenario
 from colossim.workload.schedule import in_flight
-from colossim.workload.transformer import chunk_layers, is_moe, stage_parameters
+from colossim.workload.transformer import chunk_layers, is_moe, local_ends, stage_parameters
 
 #: Bytes of a weight, and of a gathered activation.
 _WEIGHT = 2.0
@@ -63,8 +63,8 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     """Memory of a GPU of one stage.
 
     States a local parameter: 2 of weight, the stack's accumulated gradient, its optimizer state; ZeRO-1 shards the
-    optimizer, ZeRO-2 the gradients too, ZeRO-3 all (with two layers gathered at a time), over the group that holds the
-    same parameters. Activations: what is in flight at the peak of the schedule, and logits on the last stage.
+    optimizer, ZeRO-2 the gradients too, ZeRO-3 all (with two layers, and embedding or head, gathered at a time), over the
+    group that holds the same parameters. Activations: what is in flight at the peak of the schedule, and logits on the last stage.
     """
     model, stack = job.model, job.software
     local = stage_parameters(model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
@@ -76,7 +76,8 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
         optimizer += stack.optimizer_bytes * count / (group if level >= 1 else 1)
     layers = [i for c in range(plan.chunks) for i in chunk_layers(model, plan.pipeline, plan.chunks, stage, c)]
     if level >= 3:
-        parameters += 2 * _WEIGHT * (local.dense + local.experts) / max(1, len(layers))
+        ends = local_ends(model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
+        parameters += _WEIGHT * (2 * (local.dense - ends + local.experts) / len(layers) + ends)
     chunk = [layer_activations(plan, job, is_moe(model, i)) for i in layers]
     passes = in_flight(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
     activations = passes * sum(chunk) / plan.chunks
