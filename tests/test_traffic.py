@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 
 import numpy as np
@@ -291,3 +292,166 @@ def test_slack_is_what_the_feeding_nics_cannot_fill(ratio):
         fed = sum(built.nic[gpu] for gpu in feeding.get(link, ()))
         assert traffic.slack[link] == (fed <= capacity[link] * (1 + 1e-9)), leaf
     assert traffic.slack[: 4 * built.gpus].sum() == 0, "only bundles are slack"
+
+
+# -- the same for any members, by the way of each message ----------------------------------------------------------------
+LEAVES_BLOCKS_ZONES = (1, 2, 3)
+
+
+def random_cluster(draw):
+    """Nodes of 8 GPUs on 8 rails, of 8 on 4, of 72 on 4; pods, blocks and zones of few nodes, all oversubscribed."""
+    trays = {"base": "hgx-h100", "name": "trays", "rails": 4}
+    groups = [{"type": draw.choice(["hgx-h100", trays]), "count": draw.randint(1, 5)}]
+    if draw.random() < 0.4:
+        groups.append({"type": "gb200-nvl72", "count": draw.randint(1, 2)})
+    draw.shuffle(groups)
+    tiers = draw.choice([2, 3, 4])
+    fabric = {
+        "base": "spectrum-x",
+        "type": draw.choice(["rail-optimized"] * 3 + ["fat-tree"]),
+        "rails": draw.choice(["forward", "spine"]),
+        "tiers": tiers,
+        "switch_ports": 16384,
+        "nodes_per_pod": draw.randint(1, 3),
+        "pods_per_block": draw.randint(1, 2),
+        "blocks_per_zone": draw.randint(1, 2),
+        "oversubscription": (2,) * (tiers - 1),
+    }
+    return build_cluster(ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric}))
+
+
+def by_messages(built, pairs):
+    """Messages a link, and which (direction, level, GPU) feed bundles, from the route of one message after the other."""
+    count, feeds = Counter(), set()
+    places = dict(zip(LEAVES_BLOCKS_ZONES, (built.leaf, built.block, built.zone), strict=True))
+    for a, b in pairs:
+        route = built.routes(np.array([a]), np.array([b]))
+        level, via = int(route.level[0]), int(route.exit_gpu[0])
+        if level == 0:
+            count[NVLINK_OUT * built.gpus + a] += 1
+            count[NVLINK_IN * built.gpus + b] += 1
+            continue
+        if via != a:
+            count[NVLINK_OUT * built.gpus + a] += 1
+            count[NVLINK_IN * built.gpus + via] += 1
+        count[NIC_OUT * built.gpus + via] += 1
+        count[NIC_IN * built.gpus + b] += 1
+        for crossed_level in LEAVES_BLOCKS_ZONES[: level - 1]:
+            feeds |= {(0, crossed_level, via), (1, crossed_level, b)}
+            if built.can_bind(crossed_level):
+                place = places[crossed_level]
+                count[built.bundle_offset(crossed_level, False) + int(place(np.array([via]))[0])] += 1
+                count[built.bundle_offset(crossed_level, True) + int(place(np.array([b]))[0])] += 1
+    return count, feeds
+
+
+PATTERNS = {
+    "pair": (patterns.pair, lambda m: [(m[0], m[1])]),
+    "shift": (patterns.shift, lambda m: list(zip(m, m[1:] + m[:1], strict=True))),
+    "all_to_all": (patterns.all_to_all, messages),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_any_members_by_messages(name):
+    """Strides that leave a node by other rails than they enter the next, trays, nodes of 8 and 72, groups that straddle.
+
+    Every link carries exactly the messages whose route crosses it (so bytes out are bytes in, level by level), and every
+    NIC that feeds a bundle is known to, or the bundle could be taken for slack.
+    """
+    build, edges_of = PATTERNS[name]
+    wrong = []
+    for seed in range(250):
+        draw = random.Random(seed)
+        built = random_cluster(draw)
+        n, stride = draw.choice([2, 3, 4, 6, 8, 18]), draw.choice([1, 2, 3, 4, 6, 8, 9, 16])
+        start = draw.randrange(max(1, built.gpus - stride * (n - 1)))
+        members = [gpu for gpu in range(start, start + stride * n, stride) if gpu < built.gpus]
+        if len(members) < 2:
+            continue
+        found = build(built, Constants.of(built), np.array([members]))
+        expected, feeds = by_messages(built, edges_of(members))
+        total = Counter()
+        for _, kind, column in found.own:
+            for gpu in np.flatnonzero(column).tolist():
+                total[kind * built.gpus + gpu] += float(column[gpu])
+        for link, weight in zip(found.link.tolist(), found.weight.tolist(), strict=True):
+            total[link] += weight
+        off = {built.link_kind_name(link) for link in total | expected if abs(total[link] - expected[link]) > 1e-9}
+        unknown = [f for f in feeds if not found.feeds[f[0], f[1] - 1, f[2]]]
+        if off or unknown:
+            wrong.append((seed, members, sorted(off), unknown[:3]))
+    assert not wrong, f"{len(wrong)} groups, first {wrong[0]}"
+
+
+def test_an_all_to_all_over_two_racks():
+    """All 144 GPUs of two NVL72, 4 rails: of 72 messages to the other rack 18 go to one's own rail and need no NVLink:
+    NVLink 71 + 54, NIC 72."""
+    spec = {"nodes": ({"type": "gb200-nvl72", "count": 2},), "fabric": {"base": "spectrum-x", "nodes_per_pod": 1}}
+    built = build_cluster(ClusterSpec.model_validate(spec))
+    print_ = patterns.all_to_all(built, Constants.of(built), np.arange(144)[None, :])
+    assert {own(print_, NIC_OUT, gpu) for gpu in range(144)} == {72}
+    assert {own(print_, NVLINK_OUT, gpu) for gpu in range(144)} == {71 + 54}
+    assert {own(print_, NVLINK_IN, gpu) for gpu in range(144)} == {71 + 54}
+
+
+def test_an_all_to_all_leaves_by_a_neighbour_that_is_no_member():
+    """GPUs 6 and 9 (rails 6 and 1) of two nodes: the message to rail 1 leaves by GPU 1, that to rail 6 by GPU 14."""
+    built = cluster(nodes=2)
+    print_ = patterns.all_to_all(built, Constants.of(built), np.array([[6, 9]]))
+    total = Counter()
+    for _, kind, column in print_.own:
+        total.update({(kind, int(gpu)): float(column[gpu]) for gpu in np.flatnonzero(column)})
+    for link, weight in zip(print_.link.tolist(), print_.weight.tolist(), strict=True):
+        if link < 4 * built.gpus:
+            total[link // built.gpus, link % built.gpus] += weight
+    expected = [(NVLINK_OUT, 6), (NVLINK_IN, 1), (NIC_OUT, 1), (NIC_IN, 9)]
+    expected += [(NVLINK_OUT, 9), (NVLINK_IN, 14), (NIC_OUT, 14), (NIC_IN, 6)]
+    assert total == dict.fromkeys(expected, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_groups_of_random_orders(seed):
+    """Any order of the axes, experts over both contexts or neither: groups are the ranks that share the other digits."""
+    draw = random.Random(seed)
+    order = ["tensor", "context", "expert", "data", "pipeline"]
+    draw.shuffle(order)
+    context, expert, data = draw.choice([(1, 4, 4), (2, 4, 2), (2, 4, 6), (4, 2, 3), (4, 8, 2), (2, 2, 1)])
+    plan = derive(
+        load_scenario(
+            "two-pods",
+            set=[
+                *["job.model=mixtral-8x22b", f"job.parallelism.order=[{', '.join(order)}]"],
+                *["job.parallelism.tensor=2", "job.parallelism.pipeline=2", f"job.parallelism.context={context}"],
+                *[f"job.parallelism.expert={expert}", f"job.parallelism.data={data}", f"job.global_batch={8 * data}"],
+                *["job.parallelism.virtual_pipeline=1", "job.parallelism.schedule=1f1b", "cluster.nodes.0.count=16"],
+            ],
+        )
+    )
+    inner = plan.expert_context
+    assert plan.axes["expert"] * inner == expert
+    digits = []
+    for rank in range(plan.world):
+        at, left = {}, rank
+        for axis in order:
+            left, at[axis] = divmod(left, plan.axes[axis])
+        digits.append(at)
+    same = {
+        "tensor": lambda d: (d["context"], d["expert"], d["data"], d["pipeline"]),
+        "context": lambda d: (d["tensor"], d["expert"], d["data"], d["pipeline"]),
+        "expert": lambda d: (d["tensor"], d["context"] // inner, d["data"], d["pipeline"]),
+        "data": lambda d: (d["tensor"], d["pipeline"]),
+        "expert_data": lambda d: (d["tensor"], d["pipeline"], d["expert"], d["context"] % inner),
+    }
+    found = group_members(plan)
+    for channel, key in same.items():
+        groups = {}
+        for rank, at in enumerate(digits):
+            groups.setdefault(key(at), []).append(rank)
+        rows = sorted(groups.values())
+        if len(rows[0]) == 1:
+            assert channel not in found
+        else:
+            assert sorted(found[channel].tolist()) == rows, channel
+            if channel.startswith("expert"):
+                assert len(rows[0]) == (expert if channel == "expert" else data * context // expert)

@@ -63,8 +63,9 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     """Memory of a GPU of one stage.
 
     States a local parameter: 2 of weight, the stack's accumulated gradient, its optimizer state; ZeRO-1 shards the
-    optimizer, ZeRO-2 the gradients too, ZeRO-3 all (with two layers, and embedding or head, gathered at a time), over the
-    group that holds the same parameters. Activations: what is in flight at the peak of the schedule, and logits on the last stage.
+    optimizer, ZeRO-2 the gradients too, ZeRO-3 all (with two layers, and embedding or head, gathered at a time), over
+    the group that holds the same parameters. Activations: what is in flight at the peak of the schedule, and logits on
+    the last stage.
     """
     model, stack = job.model, job.software
     local = stage_parameters(model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
