@@ -42,6 +42,28 @@ def test_a_fat_trees_leaf_takes_all_nics_of_its_nodes():
     assert built.bundle_capacity(1) == pytest.approx(np.full(2, 4 * 8 * 47.5e9))
 
 
+def test_a_full_pod_of_racks_beside_nodes_with_more_rails_is_not_oversubscribed():
+    """Racks put 72 GPUs on 4 rails: 18 NICs a leaf and node, so a leaf has 4 x 18 ports up at 1:1, with 8-rail nodes, too."""
+    mixed = ({"type": "gb200-nvl72", "count": 4}, {"type": "hgx-h100", "count": 4})
+    built = cluster(groups=mixed, nodes_per_pod=4, pods_per_block=1, switch_ports=144)
+    assert built.bundle_capacity(1) == pytest.approx(np.full(2 * 8, 4 * 18 * 47.5e9))
+    assert [built.can_bind(level) for level in (1, 2, 3)] == [False] * 3
+    ((field, message),) = problems(groups=mixed, nodes_per_pod=4, pods_per_block=1, switch_ports=143)
+    assert field == "cluster.fabric.nodes_per_pod"
+    assert "3 nodes a pod would fit" in message, "143 ports are 71 down: 3 x 18"
+
+
+def test_rails_without_a_gpu_need_no_leaf():
+    """2 GPUs of an 8-rail node use 2 rails; beside full nodes on one tier, 6 rails could not be reached over NVLink."""
+    half = {"base": "hgx-h100", "name": "half", "gpus": 2}
+    built = cluster(groups=({"type": half, "count": 9},), nodes_per_pod=8, pods_per_block=1)
+    assert built.bundle_capacity(1).size == 2 * 2
+    both = ({"type": half, "count": 2}, {"type": "hgx-h100", "count": 2})
+    ((field, message),) = problems(groups=both, tiers=1, oversubscription=())
+    assert field == "cluster.fabric.rails"
+    assert "tiers: 2" in message
+
+
 def test_links_are_numbered_kind_by_kind():
     built = cluster(nodes=20, nodes_per_pod=8, pods_per_block=1)
     gpus = 160

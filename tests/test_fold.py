@@ -246,3 +246,89 @@ def test_too_many_classes_are_refused_with_the_reason(monkeypatch):
 def test_catalogue_cluster_of_one_node_folds_to_itself():
     spec = ClusterSpec.model_validate({"nodes": ({"type": "hgx-h100", "count": 1},), "fabric": "spectrum-x"})
     assert build_cluster(spec).gpus == catalog.load("nodes", "hgx-h100").gpus
+
+
+ODD = {**DENSE, "hidden": 768, "heads": 48, "kv_heads": 48, "head_size": 16, "ffn": 3072, "vocabulary": 1536}
+ODD_EXPERTS = {**ODD, "ffn": 0, "experts": 12, "experts_per_token": 2, "expert_ffn": 1536, "shared_ffn": 768}
+
+
+def odd_scenario(seed):
+    """Nodes of 8 and 72, tensor groups of 3, 6, 12, 16, experts of 3 and 12: groups straddle nodes and change rails."""
+    draw = random.Random(seed)
+    pick = draw.choice
+    groups = [{"type": "hgx-h100", "count": draw.randint(1, 4)}]
+    if draw.random() < 0.4:
+        groups.append({"type": "gb200-nvl72", "count": 1})
+    draw.shuffle(groups)
+    gpus = sum(group["count"] * (8 if group["type"] == "hgx-h100" else 72) for group in groups)
+    tiers = pick([2, 3])
+    fabric = {
+        "base": "spectrum-x",
+        "tiers": tiers,
+        "switch_ports": 16384,
+        "nodes_per_pod": draw.randint(1, 2),
+        "pods_per_block": draw.randint(1, 2),
+        "oversubscription": tuple(pick([1.5, 2, 7]) for _ in range(tiers - 1)),
+        "rails": pick(["forward", "forward", "spine"]),
+    }
+    cuts = [
+        (t, c, p, e, data)
+        for t in (1, 2, 3, 6, 8, 12, 16)
+        for c in (1, 2, 3)
+        for p in (1, 2)
+        for e in (1, 3, 4, 12)
+        for data in range(1, 13)
+        if t * c * p * data <= gpus and data * c % e == 0
+    ]
+    tensor, context, pipeline, expert, data = pick(cuts)
+    order = ["tensor", "context", "expert", "data", "pipeline"]
+    if draw.random() < 0.5:
+        draw.shuffle(order)
+    job = {
+        "model": ODD_EXPERTS if expert > 1 else ODD,
+        "software": {"base": "megatron-2024", "bucket_parameters": "1M", "bucket_parameters_per_rank": "0"},
+        "sequence_length": 288,
+        "global_batch": data * draw.randint(1, 3),
+        "parallelism": {
+            "tensor": tensor,
+            "context": context,
+            "pipeline": pipeline,
+            "expert": expert,
+            "data": data,
+            "sharding": pick(["none", "optimizer", "parameters"]),
+            "order": tuple(order),
+        },
+        "overlap": {"pipeline": draw.random() < 0.7, "expert": draw.random() < 0.3},
+        "collectives_algorithm": pick(["ring", "hierarchical"]),
+    }
+    return Scenario(
+        name=f"odd-{seed}",
+        cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric}),
+        job=JobSpec.model_validate(job),
+        run=RunSpec(),
+    )
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_folded_equals_unfolded_at_odd_sizes(seed):
+    agree(odd_scenario(seed))
+
+
+def test_which_of_a_nodes_gpus_is_slow_changes_nothing():
+    """A tensor group fills the node, so that all its GPUs are alike."""
+    one_stage = [f"job.parallelism.{key}" for key in ("pipeline=1", "virtual_pipeline=1", "schedule=1f1b")]
+    times = [
+        agreed_time(
+            load_scenario(
+                "two-pods",
+                set=[*one_stage, "job.parallelism.tensor=8", f"cluster.degraded=[{{node: 1, gpu: {g}, rate: 50 %}}]"],
+            )
+        )
+        for g in (0, 3, 7)
+    ]
+    assert times == pytest.approx([times[0]] * 3, rel=1e-12)
+
+
+def agreed_time(scenario):
+    laid = lay_out(scenario)
+    return play_step(compile_setup(laid, fold(laid.traffic, "exact"))).step_time

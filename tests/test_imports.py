@@ -47,16 +47,31 @@ def imports(tree, *, top_only):
             if isinstance(node, ast.Import):
                 yield from ((alias.name, node.lineno) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"line {node.lineno}: a relative import hides whose room it is"
                 yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 if not top_only:
                     yield from walk(node.body)
             elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-                continue
+                yield from walk(node.orelse)
             else:
-                yield from walk(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+                # Handlers and match cases hold statements without being statements.
+                inner = (ast.stmt, ast.ExceptHandler, ast.match_case)
+                yield from walk(child for child in ast.iter_child_nodes(node) if isinstance(child, inner))
 
     return list(walk(tree.body))
+
+
+def test_imports_are_found_wherever_they_stand():
+    """Else the rules below would pass what they don't see."""
+    code = (
+        "import a\ntry:\n  import b\nexcept ImportError:\n  import c\nmatch 1:\n  case 1:\n    import d\n"
+        "if TYPE_CHECKING:\n  import typed\nelse:\n  import e\nclass C:\n  import f\n  def g(self):\n    import late\n"
+    )
+    assert [name for name, _ in imports(ast.parse(code), top_only=True)] == list("abcdef")
+    assert [name for name, _ in imports(ast.parse(code), top_only=False)] == [*"abcdef", "late"]
+    with pytest.raises(AssertionError, match="relative"):
+        imports(ast.parse("from . import a"), top_only=True)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -7,15 +7,19 @@ import sys
 
 import numpy as np
 import pytest
+from test_fold import random_scenario
 
 from colossim.collective import Timing, timing
 from colossim.engine.record import CATEGORIES
-from colossim.engine.step import play
-from colossim.partition import Partition
+from colossim.engine.step import _step_function, play
+from colossim.partition import Partition, refine
 from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
+from colossim.quotient import quotient as fold_by
 from colossim.scenario.reader import load_scenario
 from colossim.segments import Alone, Blocking, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
-from colossim.simulation import lay_out, play_step, prepare
+from colossim.simulation import compile_setup, lay_out, play_step, prepare
+from colossim.workload.kernels import kernel_time
+from colossim.workload.program import Collective, Compute, Post, Send, Wait
 from colossim.workload.schedule import order
 
 NOTHING = Partition(np.zeros(1, np.int32), (), np.zeros(1, np.int32), 0)
@@ -306,3 +310,221 @@ def test_segments_and_records_call_the_same_things_by_the_same_number():
         **{"tensor": "tensor_comm", "context": "context_comm", "expert": "expert_comm", "data": "data_comm"},
         **{"expert_data": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm"},
     }
+
+
+def test_hidden_collectives_put_no_more_on_links_than_they_carry():
+    """What overlap hides of a tensor collective is counted in bytes, but is not squeezed into the time that shows."""
+    for changes in ([], ["job.parallelism.sharding=parameters"]):
+        record = play_step(prepare(load_scenario("two-pods", set=["job.overlap.tensor=true", *changes])))
+        for use in record.links:
+            assert np.all(use.rate <= use.capacity * (1 + 1e-9)), (use.name, np.max(use.rate) / use.capacity)
+            assert np.sum(use.rate * np.diff(use.times)) <= use.bytes * (1 + 1e-6), use.name
+
+
+def test_throughput_has_no_slivers():
+    """One transfer ends at 0.1 + 0.2, the next begins at 0.3, 5.6e-17 s earlier: at no time do both flow."""
+    first = tuple(np.array([x]) for x in (0.0, 0.1 + 0.2, 1.0))
+    second = tuple(np.array([x]) for x in (0.3, 1.0, 1.0))
+    _, rate = _step_function([(first, 1.0), (second, 1.0)], 1.0)
+    assert rate.max() == 1.0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_segments_change_nothing_in_random_jobs(seed, monkeypatch):
+    """To 1e-12, with everything that may split a segment: slow links, overlap, experts, contexts, orders of axes."""
+    from colossim.segments import Compiler
+
+    quick = play_step(prepare(random_scenario(seed)))
+    original = Compiler.__post_init__
+
+    def nothing_private(self):
+        original(self)
+        self._private = frozenset()
+
+    monkeypatch.setattr(Compiler, "__post_init__", nothing_private)
+    slow = play_step(prepare(random_scenario(seed)))
+    np.testing.assert_allclose(slow.rank_end, quick.rank_end, rtol=1e-12)
+    np.testing.assert_allclose([u.bytes for u in slow.links], [u.bytes for u in quick.links], rtol=1e-9)
+
+
+# -- a second simulator ----------------------------------------------------------------------------------------------
+def fair_rates(flows, capacity):
+    """Max-min rates by bottlenecks. flows: (link -> weight, own cap)."""
+    rate, left, running = {}, dict(capacity), set(range(len(flows)))
+    while running:
+        demand = {}
+        for i in running:
+            for link, weight in flows[i][0].items():
+                demand[link] = demand.get(link, 0.0) + weight
+        level = min(flows[i][1] for i in running)
+        level = min([level, *(max(left[link], 0.0) / d for link, d in demand.items())])
+        full = {link for link, d in demand.items() if left[link] / d <= level * (1 + 1e-12)}
+        for i in [i for i in running if flows[i][1] <= level * (1 + 1e-12) or full & set(flows[i][0])]:
+            running.discard(i)
+            rate[i] = level
+            for link, weight in flows[i][0].items():
+                left[link] -= weight * level
+    return rate
+
+
+class Flight:
+    """A collective or transfer of the second simulator."""
+
+    def __init__(self, name):
+        self.name, self.arrived, self.over, self.latency, self.left = name, 0, False, 0.0, 0.0
+
+
+class Plain:
+    """The job rank by rank and operation by operation: no classes, no segments, no SimPy, rates found anew at every change."""
+
+    def __init__(self, laid):
+        self.laid, traffic = laid, laid.traffic
+        self.x, self.y = laid.scenario.job.software.overlap.compute, laid.scenario.job.software.overlap.transfer
+        self.capacity = dict(enumerate(traffic.capacity.tolist()))
+        self.last = laid.plan.pipeline - 1
+        self.channels, gpus = {c.name: c for c in traffic.channels}, laid.cluster.gpus
+        self.links = {}
+        for channel in traffic.channels:
+            rows = [{} for _ in range(channel.groups)]
+            for role, kind, column in channel.footprint.own:
+                for r, g in enumerate(channel.roles[role].tolist()):
+                    if g >= 0 and column[r] > 0:
+                        rows[g][kind * gpus + r] = rows[g].get(kind * gpus + r, 0.0) + column[r]
+            f = channel.footprint
+            for g, link, weight in zip(f.group.tolist(), f.link.tolist(), f.weight.tolist(), strict=True):
+                rows[g][link] = rows[g].get(link, 0.0) + weight
+            self.links[channel.name] = rows
+        self.flights, self.queues, self.bytes, self.now = {}, {}, np.zeros(laid.cluster.links), 0.0
+
+    def timing(self, name, g, operation, size):
+        f, types = self.channels[name].footprint, self.laid.cluster.node_types
+        members = {int(self.laid.traffic.hardware[m]) for m in self.channels[name].members[g]}
+        slowest = min(sorted(members), key=lambda t: types[t].nvlink_ring.bandwidth)
+        facts = [float(column[g]) for column in (f.share, f.latency, f.nvlink_load, f.nic_load)]
+        return timing(
+            operation, size, GroupClass(0, 1, self.channels[name].size, (), (), (), *facts, slowest), types[slowest]
+        )
+
+    def flight(self, *name):
+        return self.flights.setdefault(name, Flight(name))
+
+    def arrive(self, flight, needed, operation, size, exposed):
+        """All members are ready: it takes its turn on its group's communicator."""
+        flight.arrived += 1
+        if flight.arrived == needed:
+            channel, g, _ = flight.name
+            t = self.timing(channel, g, operation, size)
+            flight.latency, flight.left, flight.cap = t.latency * exposed, t.bytes * exposed, t.cap
+            for link, weight in self.links[channel][g].items():
+                self.bytes[link] += weight * t.bytes
+            self.queues.setdefault((channel, g), []).append(flight)
+
+    def rank(self, r):
+        """A rank's life: yields seconds of kernels, or a flight to wait for."""
+        stage, hardware, job = (
+            int(self.laid.traffic.stage[r]),
+            int(self.laid.traffic.hardware[r]),
+            self.laid.scenario.job,
+        )
+        program, tags, counts = self.laid.programs[stage], {}, {}
+        gpu = self.laid.cluster.node_types[hardware].gpu
+        todo = [(op, (p.micro_batch, p.chunk)) for p in program.passes for op in p.body]
+        for op, key in todo + [(op, None) for op in program.epilogue]:
+            if isinstance(op, Compute):
+                yield sum(kernel_time(kernel, gpu, job.precision) for kernel in op.kernels)
+            elif isinstance(op, Collective | Post):
+                call = op if isinstance(op, Collective) else op.collective
+                channel = self.channels[call.channel]
+                counts[call.channel] = counts.get(call.channel, 0) + 1
+                flight = self.flight(call.channel, int(channel.roles[0][r]), counts[call.channel])
+                blocks = isinstance(op, Collective)
+                self.arrive(flight, channel.size, call.operation, call.size, 1 - call.hidden if blocks else 1.0)
+                if blocks:
+                    yield flight
+                else:
+                    tags[op.tag] = flight
+            elif isinstance(op, Wait):
+                yield tags.pop(op.tag)
+            elif isinstance(op, Send):
+                turn = int(op.direction == "forward" and stage == self.last) - int(
+                    op.direction == "backward" and stage == 0
+                )
+                g = int(self.channels[op.direction].roles[0][r])
+                flight = self.flight(op.direction, g, (key[0], key[1] + turn))
+                self.arrive(flight, 1, "send", op.size, 1.0)
+                if op.blocking:
+                    yield flight
+            else:
+                yield self.flight(op.direction, int(self.channels[op.direction].roles[1][r]), key)
+
+    def run(self):
+        """(ranks,) seconds at which each has finished."""
+        ranks = range(self.laid.traffic.ranks)
+        lives = [self.rank(r) for r in ranks]
+        waits = [next(life, None) for life in lives]
+        ends = [0.0] * len(ranks)
+        while True:
+            changed = True
+            while changed:
+                changed = False
+                for queue in self.queues.values():
+                    while queue and queue[0].latency <= 0 and queue[0].left <= 0:
+                        queue.pop(0).over = changed = True
+                for r in ranks:
+                    while waits[r] is not None and (waits[r].over if isinstance(waits[r], Flight) else waits[r] <= 0):
+                        waits[r], changed = next(lives[r], None), True
+                        if waits[r] is None:
+                            ends[r] = self.now
+            if all(wait is None for wait in waits):
+                return np.array(ends)
+            self.advance(waits)
+
+    def advance(self, waits):
+        heads = [queue[0] for queue in self.queues.values() if queue]
+        moving = [flight for flight in heads if flight.latency <= 0]
+        computing = {r for r, wait in enumerate(waits) if isinstance(wait, float)}
+        beside = {}
+        for flight in moving:
+            channel, g, _ = flight.name
+            if channel in ("data", "expert_data", "context", "expert"):
+                for r in computing.intersection(self.channels[channel].members[g].tolist()):
+                    beside.setdefault(r, []).append(flight)
+        slowed = {id(flight) for flights in beside.values() for flight in flights}
+        flows = []
+        for flight in moving:
+            stretch = 1 + self.y if id(flight) in slowed else 1.0
+            weights = self.links[flight.name[0]][flight.name[1]]
+            flows.append(({link: weight * stretch for link, weight in weights.items()}, flight.cap / stretch))
+        rates = fair_rates(flows, self.capacity)
+        pace = {r: 1 / (1 + self.x) if r in beside else 1.0 for r in computing}
+        ahead = [waits[r] / pace[r] for r in computing] + [f.latency for f in heads if f.latency > 0]
+        step = min(ahead + [f.left / rates[i] for i, f in enumerate(moving)])
+        self.now += step
+        instant = 1e-12 * self.now
+        for r in computing:
+            left = waits[r] - step * pace[r]
+            waits[r] = left if left > instant else 0.0
+        for flight in heads:
+            if flight.latency > 0:
+                flight.latency = flight.latency - step if flight.latency - step > instant else 0.0
+        for i, flight in enumerate(moving):
+            left = flight.left - step * rates[i]
+            flight.left = left if left > instant * rates[i] else 0.0
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_a_second_simulator_agrees(seed):
+    """The end of every rank and the bytes of every link, against `Plain`; launch floors apart, which it doesn't know."""
+    scenario = random_scenario(seed)
+    software = scenario.job.software.model_copy(update={"host": None})
+    scenario = scenario.model_copy(update={"job": scenario.job.model_copy(update={"software": software})})
+    laid = lay_out(scenario)
+    if laid.plan.world > 20:
+        pytest.skip("too many ranks to play one by one")
+    folded = refine(laid.traffic)
+    record = play_step(compile_setup(laid, fold_by(laid.traffic, folded)))
+    plain = Plain(laid)
+    np.testing.assert_allclose(record.rank_end[folded.rank], plain.run(), rtol=1e-9)
+    seen = folded.link >= 0
+    carried = np.array([use.bytes for use in record.links])[folded.link[seen]]
+    np.testing.assert_allclose(carried, plain.bytes[seen], rtol=1e-9, atol=1e-6)

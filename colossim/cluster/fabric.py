@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from colossim.catalog.types import Fabric, NodeType
-from colossim.cluster.topology import Cluster
+from colossim.cluster.topology import Cluster, nics_below_a_leaf, rails_with_gpus
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.schema import ClusterSpec
 
@@ -74,16 +74,16 @@ def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> lis
         return [Problem("cluster.fabric.switch_ports", message)]
     problems = []
     boundaries = fabric.tiers - 1
-    rails = max(t.rails for t in types)
+    rails = {rails_with_gpus(t) for t in types}
     optimized = fabric.type == "rail-optimized"
-    if optimized and not boundaries and (fabric.rails == "spine" or len({t.rails for t in types}) > 1):
+    if optimized and not boundaries and (fabric.rails == "spine" or len(rails) > 1):
         message = (
             "with one tier rails meet over NVLink only: use `rails: forward` and nodes with as many rails, or tiers: 2"
         )
         problems.append(Problem("cluster.fabric.rails", message))
-    per_leaf = max(math.ceil(t.gpus / t.rails) if optimized else t.gpus for t in types)
-    leaves_a_pod = rails if optimized else 1
-    down = fabric.nodes_per_pod * per_leaf
+    leaves_a_pod = max(rails) if optimized else 1
+    down = nics_below_a_leaf(fabric, types)
+    per_leaf = down // fabric.nodes_per_pod
     up = math.ceil(down / fabric.ratio(0)) if boundaries else 0
     if down + up > ports:
         fits = max(1, _down_ports(ports, fabric.ratio(0) if boundaries else math.inf) // per_leaf)
@@ -132,8 +132,9 @@ def _down_ports(ports: int, ratio: float) -> int:
 
 def _too_small(fabric: Fabric, nodes: int, gpus: int, most: int) -> Problem:
     more = f"tiers: {fabric.tiers + 1}, " if fabric.tiers < 4 else ""
+    tiers = "1 tier" if fabric.tiers == 1 else f"{fabric.tiers} tiers"
     return Problem(
         "cluster.fabric",
-        f"{fabric.tiers} tiers of {fabric.switch_ports:,}-port switches join at most {most:,} nodes; the cluster has "
+        f"{tiers} of {fabric.switch_ports:,}-port switches can join at most {most:,} nodes; the cluster has "
         f"{nodes:,} ({gpus:,} GPUs). What would: {more}more ports, planes, or oversubscription",
     )

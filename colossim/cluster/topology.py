@@ -13,6 +13,7 @@ tiers have a few thousand bundles. Every link is directed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,20 @@ LINK_KINDS = (
     "nvlink-out", "nvlink-in", "nic-out", "nic-in",
     "leaf-up", "leaf-down", "block-up", "block-down", "zone-up", "zone-down",
 )  # fmt: skip
+
+
+def rails_with_gpus(node: NodeType) -> int:
+    """Rails of a node that have a GPU: GPU i is on rail i % rails, so that 4 GPUs of an 8-rail node leave 4 rails empty."""
+    return min(node.rails, node.gpus)
+
+
+def nics_below_a_leaf(fabric: Fabric, types: Sequence[NodeType]) -> int:
+    """NICs that a full pod puts on one leaf: of one rail (rail-optimized) or of its nodes whole, the fullest type counting.
+
+    The ports down of a leaf switch and the capacity of its bundle are both this number, or they would contradict.
+    """
+    optimized = fabric.type == "rail-optimized"
+    return fabric.nodes_per_pod * max(-(-t.gpus // t.rails) if optimized else t.gpus for t in types)
 
 
 @dataclass(frozen=True)
@@ -80,8 +95,12 @@ class Cluster:
         return int(self.node_type.size)
 
     @cached_property
-    def _node_rails(self) -> Ints:
+    def _type_rails(self) -> Ints:
         return np.array([t.rails for t in self.node_types], np.int16)
+
+    @cached_property
+    def _type_rails_with_gpus(self) -> Ints:
+        return np.array([rails_with_gpus(t) for t in self.node_types], np.int16)
 
     @cached_property
     def rails(self) -> int:
@@ -116,9 +135,9 @@ class Cluster:
     @cached_property
     def _bundles(self) -> tuple[Floats, ...]:
         fabric, last = self.fabric, np.array([self.gpus - 1])
-        per_node = max(t.gpus for t in self.node_types)
-        pod = fabric.nodes_per_pod * per_node * fabric.link * fabric.efficiency
-        sizes = (pod / self.rails, pod * fabric.pods_per_block, pod * fabric.pods_per_block * fabric.blocks_per_zone)
+        leaf = nics_below_a_leaf(fabric, self.node_types) * fabric.link * fabric.efficiency
+        block = leaf * self.rails * fabric.pods_per_block
+        sizes = (leaf, block, block * fabric.blocks_per_zone)
         above = 1.0
         bundles = []
         for level, place in enumerate((self.leaf, self.block, self.zone)):
@@ -187,8 +206,13 @@ class Cluster:
         if self.rails > 1 and self.fabric.rails == "forward":
             # With fewer rails than GPUs the neighbour in the same tray is the one to forward to; a node that hasn't the
             # destination's rail sends over the spine.
-            there = inside | (self.gpu_rail[dst] >= self._node_rails[self.gpu_type[src]])
+            kind = self.gpu_type[src]
+            there = inside | (self.gpu_rail[dst] >= self._type_rails_with_gpus[kind])
             exit_gpu = np.where(there, src, src + (self.gpu_rail[dst] - self.gpu_rail[src]))
+            if any(t.gpus % t.rails for t in self.node_types):
+                # The last tray of a node may lack the rail: the tray before it has it.
+                beyond = exit_gpu >= self.first_gpu[self.gpu_node[src] + 1]
+                exit_gpu = exit_gpu - np.where(beyond, self._type_rails[kind], 0)
         level = np.ones(inside.shape, np.int8)
         for place in (self.leaf, self.block, self.zone):
             level += place(exit_gpu) != place(dst)
