@@ -122,7 +122,7 @@ def run(
         show_measured(rows[0], _console())
     else:
         show_rows(rows, _console())
-    if out is not None:
+    if out is not None and any(row.result is not None for row in rows):
         click.echo(f"written to {out}", err=True)
     elif not as_json and not no_plots:
         click.echo("nothing was written: --out DIR writes summary.json, steps.csv and plots", err=True)

@@ -7,6 +7,7 @@ follows from these counts (tests/test_traffic.py enumerates them). None loops ov
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
 from colossim.footprint import LEVELS, Constants, Edges, Floats, Footprint, Ints, Runs
@@ -184,19 +185,22 @@ def pair(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
 
 
 def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
-    """Every member has a message for every other; counts are messages a link, never pairs.
+    """Every member has a message for every other; counts are messages a link.
 
     On a rail-optimized fabric that forwards (PXN), a message crosses NVLink to the sender's neighbour on the rail of its
     destination and leaves there: NVLink carries (q-1) n/q messages a GPU, the NIC n-q, and the leaf of a rail only what
-    goes to that rail. Otherwise messages leave by the sender's own NIC. Groups with unequal members a node send directly.
+    goes to that rail. Otherwise messages leave by the sender's own NIC. These are counted by place, never by pair; only
+    where nodes hold other rails of the group than their peers, or several GPUs a rail, each message is looked up.
     members: (G, n) GPUs, ascending in each row. Latency: all messages start together, the farthest one counts.
     """
     groups, n = members.shape
     flat, gpus = members.ravel(), cluster.gpus
     runs = Runs.of(cluster, members)
-    even = np.minimum.reduceat(runs.size, runs.first) == np.maximum.reduceat(runs.size, runs.first)
     fabric = cluster.fabric
-    forwards = even & (fabric.type == "rail-optimized" and fabric.rails == "forward")
+    forwarding = fabric.type == "rail-optimized" and fabric.rails == "forward"
+    alike = _same_rails(cluster, runs, flat, n)
+    forwards = alike & forwarding
+    looked_up = ~alike & forwarding
     q = np.repeat(runs.size, runs.size)
     pxn = np.repeat(forwards & (runs.count > 1), n)
     nvlink = np.where(pxn, (q - 1) * n / q, q - 1).astype(np.float64)
@@ -210,30 +214,46 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
     out, into = spread(nvlink), spread(nic)
     edges = Edges(cluster, groups)
     group = np.repeat(np.arange(groups), n)
-    far = np.zeros(groups, dtype=np.int64)
+    by_lookup = np.repeat(looked_up, n)
     for level in LEVELS:
         by_rail = np.repeat(forwards & (level == 1), n)
+        direct = ~by_rail & ~by_lookup
         parts = [
             _rail_messages(cluster, flat[by_rail], group[by_rail], n),
-            _direct_messages(cluster, level, flat[~by_rail], group[~by_rail], n, q[~by_rail]),
+            _direct_messages(cluster, level, flat[direct], group[direct], n, q[direct]),
         ]
         whose, bundle, up, down = (np.concatenate(column) for column in zip(*parts, strict=True))
         edges.crossings[level - 1] = np.bincount(whose, weights=up, minlength=groups)
         crosses = edges.crossings[level - 1] > 0
         if not crosses.any():
             break
-        far[crosses] = level
         edges.feeds[:, level - 1, flat[np.repeat(crosses, n)]] = True
         if cluster.can_bind(level):
             for weight, downward in ((up, False), (down, True)):
                 used = weight > 0
                 edges.add(whose[used], cluster.bundle_offset(level, downward) + bundle[used], weight[used])
+    leaves = into.copy()
+    if looked_up.any():
+        leaves[flat[by_lookup]] = 0.0
+        leaves += _each_message(cluster, edges, members, np.flatnonzero(looked_up))
+    far = (edges.crossings > 0).sum(axis=0)
     start = np.arange(groups) * n
     switches = np.where(runs.count > 1, 2 * far + 1, 0)
     hop = np.where(runs.count > 1, constants.network_hop[flat[start]], constants.nvlink_hop[flat[start]])
+    columns = {NVLINK_OUT: out, NVLINK_IN: out.copy(), NIC_OUT: leaves, NIC_IN: into}
     group_rows, link_rows, weight_rows = edges.rows()
+    if looked_up.any():
+        # A neighbour that is a member forwards on links of its own.
+        owner = np.full(gpus, -1)
+        owner[flat] = group
+        mine = (link_rows < 4 * gpus) & (owner[link_rows % gpus] == group_rows)
+        for kind, column in columns.items():
+            here = mine & (link_rows // gpus == kind)
+            column += np.bincount(link_rows[here] % gpus, weights=weight_rows[here], minlength=gpus)
+        group_rows, link_rows, weight_rows = group_rows[~mine], link_rows[~mine], weight_rows[~mine]
+    nvlink, nic = np.maximum(out, columns[NVLINK_IN])[flat], np.maximum(leaves, into)[flat]
     return Footprint(
-        own=((0, NVLINK_OUT, out), (0, NVLINK_IN, out), (0, NIC_OUT, into), (0, NIC_IN, into)),
+        own=tuple((0, kind, column) for kind, column in columns.items()),
         group=group_rows,
         link=link_rows,
         weight=weight_rows,
@@ -246,6 +266,38 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
     )
 
 
+def _same_rails(cluster: Cluster, runs: Runs, flat: Ints, n: int) -> NDArray[np.bool_]:
+    """(G,) whether all nodes of a group hold the same rails of it, one GPU each: neighbours on every rail are members."""
+    first = runs.first[runs.group]
+    even = runs.size == runs.size[first]
+    at = np.arange(flat.size) - np.repeat(runs.start, runs.size)
+    peer = np.minimum(np.repeat(runs.start[first], runs.size) + at, flat.size - 1)
+    rail = cluster.gpu_rail[flat]
+    trays = cluster.gpu_rail[flat] != cluster.gpu_local[flat]
+    same = (rail == rail[peer]) & ~trays
+    alike = even & np.logical_and.reduceat(same, runs.start)
+    return np.asarray(np.logical_and.reduceat(alike, runs.first) | (runs.count == 1))
+
+
+def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) -> Floats:
+    """Books the routes of all messages of some groups, some groups at a time; (gpus,) messages that leave by the own NIC."""
+    n = members.shape[1]
+    sender, receiver = (index.ravel() for index in np.indices((n, n)))
+    leaving = np.zeros(cluster.gpus)
+    together = max(1, _PAIRS_AT_ONCE // (n * n))
+    for begin in range(0, which.size, together):
+        some = which[begin : begin + together]
+        src, dst = members[some][:, sender].ravel(), members[some][:, receiver].ravel()
+        group = np.repeat(some, n * n)
+        outside = cluster.gpu_node[src] != cluster.gpu_node[dst]
+        src, dst, group = src[outside], dst[outside], group[outside]
+        own = edges.message(group, src, dst, cluster.routes(src, dst))
+        leaving += np.bincount(src[own], minlength=cluster.gpus)
+    return leaving
+
+
+#: Messages looked up at once, so that a large job needs no more memory for them than for its ranks.
+_PAIRS_AT_ONCE = 2_000_000
 #: (group, bundle, messages up, messages down) of each bundle that a group touches
 _Messages = tuple[Ints, Ints, Floats, Floats]
 

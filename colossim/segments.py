@@ -41,12 +41,13 @@ CATEGORY = {
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a segment. channel: -1 for a kernel. bytes: on an edge."""
+    """A stretch of a segment. channel: -1 for a kernel. bytes: on an edge.  shown: part of them that overlap doesn't hide."""
 
     seconds: float
     category: int
     channel: int = -1
     bytes: float = 0.0
+    shown: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +69,15 @@ class Segment:
         for channel in sorted({part.channel for part in parts if part.channel >= 0}):
             at = [i for i, part in enumerate(parts) if part.channel == channel]
             seconds = np.array([parts[i].seconds for i in at])
-            size = np.array([parts[i].bytes for i in at])
+            # What is hidden moves beside kernels at other times; here is what moves in these seconds.
+            size = np.array([parts[i].bytes * parts[i].shown for i in at])
             traffic[channel] = (offsets[at], seconds, size)
         return Segment(
             parts=tuple(parts),
             seconds=float(offsets[-1]),
             compute=sum(part.seconds for part in parts if part.channel < 0),
             traffic=traffic,
-            bytes=tuple((channel, float(rows[2].sum())) for channel, rows in traffic.items()),
+            bytes=tuple((c, sum(part.bytes for part in parts if part.channel == c)) for c in traffic),
         )
 
 
@@ -284,7 +286,7 @@ class Compiler:
                     close()
                 if free:
                     seconds = exposed * _isolated(t, group, lambda link: self.quotient.links[link].capacity)
-                    parts.append(Part(seconds, category, channel, t.bytes))
+                    parts.append(Part(seconds, category, channel, t.bytes, exposed))
                     meeting = channel if several else meeting
                 else:
                     close()

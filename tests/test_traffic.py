@@ -299,9 +299,10 @@ LEAVES_BLOCKS_ZONES = (1, 2, 3)
 
 
 def random_cluster(draw):
-    """Nodes of 8 GPUs on 8 rails, of 8 on 4, of 72 on 4; pods, blocks and zones of few nodes, all oversubscribed."""
+    """Nodes of 8 GPUs on 8 rails, of 8, 6 and 72 on 4; pods, blocks and zones of few nodes, all oversubscribed."""
     trays = {"base": "hgx-h100", "name": "trays", "rails": 4}
-    groups = [{"type": draw.choice(["hgx-h100", trays]), "count": draw.randint(1, 5)}]
+    ragged = {"base": "hgx-h100", "name": "ragged", "gpus": 6, "rails": 4}
+    groups = [{"type": draw.choice(["hgx-h100", "hgx-h100", trays, ragged]), "count": draw.randint(1, 5)}]
     if draw.random() < 0.4:
         groups.append({"type": "gb200-nvl72", "count": draw.randint(1, 2)})
     draw.shuffle(groups)

@@ -23,6 +23,7 @@ from colossim.segments import (
     Fetch,
     Leg,
     Meeting,
+    Part,
     Segment,
     Ship,
     Slowed,
@@ -111,11 +112,11 @@ class Group:
         else:
             self._busy = False
 
-    def book(self, size: float, begin: float, seconds: float) -> None:
-        """Counts bytes on an edge that a segment moved in the given time."""
-        self.bytes += size
-        if self.log is not None and seconds > 0:
-            self.log.append((begin, begin + seconds, size / seconds))
+    def book(self, part: Part, begin: float) -> None:
+        """Counts the bytes on an edge that a part of a segment moved; what overlap hides of it is in no instant's rate."""
+        self.bytes += part.bytes
+        if self.log is not None and part.seconds > 0:
+            self.log.append((begin, begin + part.seconds, part.bytes * part.shown / part.seconds))
 
     def meet(self, number: int, member: Member, segment: Segment) -> simpy.Event:
         """A member enters a segment that all members play together; returns an event for the member's own end.
@@ -145,7 +146,7 @@ class Group:
                     part = parts[at]
                     member.log_span(clock, clock + part.seconds, part.category)
                     if part.channel >= 0:
-                        member.book(part.channel, part.bytes, clock, part.seconds)
+                        member.book(part, clock)
                     clock += part.seconds
                     at += 1
                 places[i], clocks[i] = at, clock
@@ -159,7 +160,7 @@ class Group:
                 member.log_span(begin, end, together.category)
                 places[i] += 1
                 clocks[i] = end
-            self.book(together.bytes, begin, together.seconds)
+            self.book(together, begin)
         now = env.now
         for (member, _, segment), clock in zip(arrived, clocks, strict=True):
             member.computed += segment.compute
@@ -283,11 +284,11 @@ class Member:
         self.log_span(start, posted, before)
         self.log_span(posted, now, during)
 
-    def book(self, channel: int, size: float, begin: float, seconds: float) -> None:
+    def book(self, part: Part, begin: float) -> None:
         """Counts what a collective of its group moved; a group's first member class counts for all."""
-        group = self._group(channel)
+        group = self._group(part.channel)
         if group.leader == self.index:
-            group.book(size, begin, seconds)
+            group.book(part, begin)
 
     def _book_segment(self, segment: Segment) -> None:
         for channel, size in segment.bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import simpy
@@ -185,7 +186,9 @@ def _link_uses(
         uses.append(_link_use(link, touching[i], log_of if i in watched else None, step_time))
     for i, link in enumerate(quotient.passive):
         if passing[i]:
-            uses.append(_link_use(link, passing[i], log_of, step_time))
+            use = _link_use(link, passing[i], log_of, step_time)
+            # The mean of many links is seldom still, though each of them may be: only the least time is known.
+            uses.append(replace(use, busy=use.bytes / use.capacity))
     return tuple(uses)
 
 
@@ -217,7 +220,8 @@ def _link_use(
     busy = carried / link.capacity
     if log_of is not None:
         times, rate = _step_function([(log_of(group), weight) for group, weight in groups], step_time)
-        busy = float(np.sum(np.diff(times)[rate > 0]))
+        # What overlap hides is in the bytes alone: a link is busy for as long as they take, at least.
+        busy = max(busy, float(np.sum(np.diff(times)[rate > 0])))
     name = link.kind.replace("-", " ").replace("nic", "NIC").replace("nvlink", "NVLink")
     return LinkUse(name, link.kind, link.count, link.capacity, carried, busy, times, rate)
 
@@ -230,6 +234,9 @@ def _step_function(logs: list[tuple[tuple[Floats, Floats, Floats], float]], step
     when = np.concatenate([start, end])
     change = np.concatenate([rate, -rate])
     edges, where = np.unique(np.concatenate([when, [0.0, step_time]]), return_inverse=True)
+    # Times that differ by rounding are one instant, or two transfers that follow each other would seem to overlap.
+    apart = np.diff(edges, prepend=-np.inf) > 1e-12 * step_time
+    edges, where = edges[apart], (np.cumsum(apart) - 1)[where]
     steps = np.bincount(where[: when.size], weights=change, minlength=edges.size)
     level = np.cumsum(steps)[:-1]
     # A sum of starts and ends leaves rounding behind where nothing flows.
