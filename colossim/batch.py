@@ -26,13 +26,14 @@ def play_all(
     can't be used (before anything is played), SimulationError if the only variant can't be played.
     """
     several = len(variants) > 1
-    folders = [None if out is None else out / _folder(v.label) if several else out for v in variants]
+    names = _folders([variant.label for variant in variants])
+    folders = [None if out is None else out / name if several else out for name in names]
     new = [folder for folder in (*folders, out) if folder is not None and not folder.exists()]
-    for folder in folders:
-        if folder is not None:
-            prepare_out(folder, force=force)
     rows = []
     try:
+        for folder in folders:
+            if folder is not None:
+                prepare_out(folder, force=force)
         for i, (variant, folder) in enumerate(zip(variants, folders, strict=True)):
 
             def tell(what: str, share: float, i: int = i, label: str = variant.label) -> None:
@@ -56,6 +57,16 @@ def play_all(
     return rows
 
 
-def _folder(label: str) -> str:
-    """A label as a folder's name."""
-    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in label)
+def _folders(labels: list[str]) -> list[str]:
+    """Labels as names of folders: inside --out whatever they are, and each its own."""
+    names: list[str] = []
+    for label in labels:
+        plain = "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in label)
+        base = plain if plain.strip(".") else "_" * max(1, len(plain))
+        name = base
+        number = 2
+        while name in names:
+            name = f"{base}-{number}"
+            number += 1
+        names.append(name)
+    return names

@@ -32,9 +32,13 @@ def main() -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     try:
-        code = commands.main(args=arguments, prog_name="colossim", standalone_mode=False)
+        # Not `commands.main`, which answers an interrupt with an empty line of its own.
+        with commands.make_context("colossim", list(arguments)) as context:
+            code = commands.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.exceptions.Abort:
         return _interrupted()
     except KeyboardInterrupt:

@@ -109,8 +109,11 @@ def fits(plan: Plan, job: JobSpec, capacity: list[float]) -> bool:
 
 def suggestions(scenario: Scenario, capacity: float) -> list[str]:
     """Changes of one to three settings, each of which makes the job fit into GPUs of `capacity` bytes; the nearest first."""
-    found = []
+    found: list[str] = []
+    enough: list[set[tuple[str, object]]] = []
     for changes in _changes(scenario):
+        if any(fewer <= set(changes.items()) for fewer in enough):
+            continue
         parallel = {k.split(".")[-1]: v for k, v in changes.items() if k.startswith("job.parallelism.")}
         plain = {k.split(".")[-1]: v for k, v in changes.items() if not k.startswith("job.parallelism.")}
         parallelism = scenario.job.parallelism.model_copy(update=parallel)
@@ -121,6 +124,7 @@ def suggestions(scenario: Scenario, capacity: float) -> list[str]:
         except ScenarioError:
             continue
         if fits(plan, job, [capacity] * plan.pipeline):
+            enough.append(set(changes.items()))
             found.append(
                 " ".join(f"--set {path}={str(v).lower() if isinstance(v, bool) else v}" for path, v in changes.items())
             )
@@ -137,10 +141,13 @@ def _changes(scenario: Scenario) -> Iterator[dict[str, object]]:
         singles.append({"job.parallelism.sequence": True})
     if par.sharding == "none":
         singles.append({"job.parallelism.sharding": "optimizer"})
-    if job.recompute == "none":
+    if par.sharding == "optimizer":
+        singles.append({"job.parallelism.sharding": "gradients"})
+    if job.recompute == "none" and job.software.attention == "unfused":
         singles.append({"job.recompute": "selective"})
     if job.micro_batch > 1:
         singles.append({"job.micro_batch": 1})
+    singles += [{"job.parallelism.context": par.context * f, "job.parallelism.data": "auto"} for f in (2, 4)]
     if job.recompute != "full":
         singles.append({"job.recompute": "full"})
     singles += [
