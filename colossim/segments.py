@@ -195,9 +195,7 @@ class Compiler:
         touched = [
             {link for group in classes for link, _ in group.links} if classes else set() for classes in quotient.groups
         ]
-        self._conflicts = [
-            frozenset(j for j, other in enumerate(touched) if j != i and mine & other) for i, mine in enumerate(touched)
-        ]
+        self._conflicts = [frozenset(j for j, other in enumerate(touched) if mine & other) for mine in touched]
         # Members of a group must cut their programs alike, so that whether groups meet is decided for whole channels.
         self._meets = frozenset(
             i for i, classes in enumerate(quotient.groups) if any(len(group.members) > 1 for group in classes)
