@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def play_all(
     several = len(variants) > 1
     names = _folders([variant.label for variant in variants])
     folders = [None if out is None else out / name if several else out for name in names]
-    new = [folder for folder in (*folders, out) if folder is not None and not folder.exists()]
+    new = [folder for folder in (*folders, out) if folder is not None and not os.path.exists(folder)]
     rows = []
     try:
         for folder in folders:

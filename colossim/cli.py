@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the simulation cannot proceed, 2 bad usage or a bad scenar
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -23,33 +24,49 @@ _SET = click.option(
     "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, such as job.micro_batch=2."
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+#: What click raises for a bare `colossim`; before version 8.2 it prints the help by itself.
+_NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 def main() -> NoReturn:
     """Runs the command line and exits; no traceback for anything that a user did."""
-    sys.exit(_run(sys.argv[1:]))
+    if "_COLOSSIM_COMPLETE" in os.environ:
+        commands.main(prog_name="colossim")
+    code = _run(sys.argv[1:])
+    _let_go()
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
+    _write_what_can_be_written()
     try:
-        # Not `commands.main`, which answers an interrupt with an empty line of its own.
+        # click's own `main` has words of its own for interrupts and broken pipes.
         with commands.make_context("colossim", list(arguments)) as context:
             code = commands.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        if sys.stderr is not None and sys.stderr.isatty():
+            # Ends the line that the terminal began with ^C.
+            click.echo(err=True)
+        click.echo("interrupted", err=True)
+        return 130
     except click.exceptions.Exit as done:
         return done.exit_code
-    except click.exceptions.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
     except click.ClickException as error:
-        error.show()
+        click.echo(_usage(error), err=True)
         return 2
     except BrokenPipeError:
-        # The reader has had enough; nothing more can be written, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has had enough.
         return 0
+    except OSError as error:
+        what = f"`{error.filename}`" if error.filename else "the output"
+        click.echo(f"{what} cannot be written: {error.strerror or error}", err=True)
+        return 1
+    except MemoryError:
+        click.echo("this needs more memory than the machine has: fewer GPUs or steps need less", err=True)
+        return 1
     except Exception as error:
         from colossim.errors import ScenarioError, SimulationError
 
@@ -63,9 +80,30 @@ def _run(arguments: list[str]) -> int:
         raise
 
 
-def _interrupted() -> int:
-    click.echo("interrupted", err=True)
-    return 130
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the words of a command, in one line; the help, if there are none."""
+    if isinstance(error, _NO_WORDS):
+        return str(error.format_message())
+    message = " ".join(error.format_message().split())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return message if context is None else f"{context.command_path}: {message} (`{context.command_path} --help`)"
+
+
+def _write_what_can_be_written() -> None:
+    """Characters that the encoding of stdout lacks become question marks, not tracebacks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _let_go() -> None:
+    """Flushes, and gives up what nobody takes: a closed pipe or a full disk would make Python complain at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _console() -> Console:
@@ -128,7 +166,7 @@ def run(
         show_rows(rows, _console())
     if out is not None and any(row.result is not None for row in rows):
         click.echo(f"written to {out}", err=True)
-    elif not as_json and not no_plots:
+    elif out is None and not as_json and not no_plots:
         click.echo("nothing was written: --out DIR writes summary.json, steps.csv and plots", err=True)
     return 0 if any(row.result is not None for row in rows) else 1
 
@@ -148,26 +186,16 @@ def _progress(quiet: bool) -> AbstractContextManager[Any]:
 @_JSON
 def check(scenario: str, changes: tuple[str, ...], case: str | None, as_json: bool) -> None:
     """Reads SCENARIO and explains it; plays nothing."""
-    from rich.table import Table
-
     from colossim.explain import explain
+    from colossim.result.listing import show_sections
     from colossim.scenario.reader import load_scenario
 
     loaded = load_scenario(scenario, set=changes, case=case)
     sections = explain(loaded)
     if as_json:
         click.echo(json.dumps({"scenario": loaded.name, **sections}, indent=2))
-        return
-    console = _console()
-    console.print(f"[bold]{loaded.name}[/bold] is sound.", highlight=False)
-    for title, rows in sections.items():
-        console.print(f"\n[bold]{title}[/bold]", highlight=False)
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, value in rows.items():
-            table.add_row(label, value)
-        console.print(table, highlight=False, markup=False)
+    else:
+        show_sections(f"{loaded.name} is sound.", sections, _console())
 
 
 @commands.command()

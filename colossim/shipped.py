@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from colossim.errors import Problem, ScenarioError
@@ -24,7 +25,7 @@ def scenario_names() -> list[str]:
 def scenario_path(source: str | Path) -> Path:
     """The file of a scenario: a path, or the name of one that ships. Raises ScenarioError with the nearest name."""
     path = Path(source)
-    if isinstance(source, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+    if isinstance(source, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or os.path.isfile(path):
         return path
     known = scenario_names()
     if source in known:

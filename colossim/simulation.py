@@ -18,7 +18,7 @@ import numpy as np
 from colossim.cluster import Cluster, build_cluster
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
-from colossim.errors import DoesNotFit, ScenarioError
+from colossim.errors import DoesNotFit, ScenarioError, SimulationError
 from colossim.fold import fold
 from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
@@ -157,12 +157,16 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why.
 
     progress: called with what is being done and the share of it that is done.
-    Raises ScenarioError (located), DoesNotFit, TooManyClasses.
+    Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     """
     began = time.perf_counter()
-    setup = prepare(scenario, progress)
-    ready = time.perf_counter()
-    record = play_step(setup, progress)
+    try:
+        with np.errstate(over="raise"):
+            setup = prepare(scenario, progress)
+            ready = time.perf_counter()
+            record = play_step(setup, progress)
+    except (FloatingPointError, OverflowError):
+        raise SimulationError("a quantity of the scenario is too large or too small to reckon with") from None
     done = time.perf_counter()
     return result_of(setup, record, ready - began, done - ready)
 

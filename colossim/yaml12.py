@@ -6,6 +6,7 @@ each with its place.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Document:
 def read_file(path: Path) -> Document:
     """Reads a YAML file. Raises ScenarioError for anything that isn't one clean document."""
     name = str(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ScenarioError([Problem("", "is a directory: name the scenario file in it", name)])
     try:
         text = path.read_bytes().decode("utf-8-sig")

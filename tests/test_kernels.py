@@ -162,6 +162,20 @@ def test_casts_of_eight_bit():
     assert moved(eight.backward(False)) - moved(sixteen.backward(False)) == pytest.approx(backward)
 
 
+def test_casts_of_eight_bit_experts():
+    """Of k T routed tokens: 4 bytes each of h + f/t inputs; backward the output's gradients, h + 2 f/t (the up product is
+    gated); beside them attention's as without experts. The router stays in 16 bit."""
+    _, _, sixteen = layer_ops("colossus-100k")
+    plan, job, eight = layer_ops("colossus-100k", "job.precision=fp8")
+    model, t = job.model, plan.tensor
+    inner, qkv = model.heads * model.head_size, (model.heads + 2 * model.kv_heads) * model.head_size
+    h, width, k = model.hidden, model.expert_ffn / t, model.experts_per_token
+    forward = 4 * plan.tokens * (h + inner / t + k * (h + width))
+    backward = 4 * plan.tokens * (h + qkv / t + k * (h + 2 * width))
+    assert moved(eight.forward(True)) - moved(sixteen.forward(True)) == pytest.approx(forward)
+    assert moved(eight.backward(True)) - moved(sixteen.backward(True)) == pytest.approx(backward)
+
+
 @pytest.mark.parametrize("context", [1, 2, 4])
 def test_flash_attention_of_a_rank(context):
     """2 b s^2 (a/t) d causal over all c ranks, 2.5 x that backward, in c pieces of b (a/t) (s/c)/128 query tiles."""
@@ -261,6 +275,14 @@ def test_the_head_and_its_loss():
         assert kernels(both, Gemm) == expected
         norms = 2 * (10 + 12) / 2 * T / plan.tensor * h
         assert moved(both) == pytest.approx(50 * T * share + norms)
+
+
+def test_the_embedding_moves_each_token_in_and_out():
+    """Forward reads and writes a 16-bit vector a token, 2 x 2 T h bytes; backward reads one and adds it to another."""
+    plan, job, ops = layer_ops("two-pods")
+    for ends in (ops.embedding_forward(), ops.embedding_backward()):
+        assert moved(ends) == 4 * plan.tokens * job.model.hidden
+        assert not kernels(ends, Gemm)
 
 
 @pytest.mark.parametrize("sequence", ["true", "false"])

@@ -200,6 +200,30 @@ def test_gradients_reduced_in_a_step(name, sharding, overlap):
             assert sum(c.size for c in reduced) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("overlap", ["true", "false"])
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_two_replicas_are_a_group_and_one_rank_with_its_experts_is_none(sharding, overlap):
+    """D 2, e 2: the dense gradients of a stage meet in pairs, each expert is on one rank alone (D c/e = 1) and meets nobody.
+
+    D 2, e 1: experts are replicated like everything else, and travel with it.
+    """
+    for expert in (2, 1):
+        plan, job, found = programs(
+            "colossus-100k", "job.parallelism.data=2", "job.global_batch=16", f"job.parallelism.expert={expert}",
+            f"job.parallelism.sharding={sharding}", f"job.overlap.data={overlap}",
+        )  # fmt: skip
+        assert (plan.replica_group, plan.expert_group) == (2, 2 // expert)
+        times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
+        for stage in (0, 1, plan.pipeline - 1):
+            local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+            ops = ops_of(found[stage])
+            assert not collectives(ops, "expert_data")
+            reduced = [c for c in collectives(ops, "data") if c.operation != "all_gather"]
+            parameters = local.dense + (local.experts if expert == 1 else 0.0)
+            assert {c.operation for c in reduced} == {LEVELS[sharding]}
+            assert sum(c.size for c in reduced) == pytest.approx(times * parameters * job.software.reduce_bytes)
+
+
 @pytest.mark.parametrize("sharding", LEVELS)
 @pytest.mark.parametrize("name", SPLIT)
 def test_parameters_gathered_in_a_step(name, sharding):
@@ -290,6 +314,24 @@ def test_zero_3_asks_one_layer_ahead():
             elif isinstance(op, Compute) and any(isinstance(k, Flash) for k in op.kernels):
                 story += "a"
         assert story == "P" + "PWa" * (layers - 1) + "Wa"
+
+
+def test_zero_3_gathers_dense_layers_and_layers_with_experts_for_what_they_are():
+    """Stage 0 holds slots 0, 8, 16, ... of 64; with 9 dense layers slots 0 and 8 have no experts to gather."""
+    changes = ("job.parallelism.sharding=parameters", "job.model.dense_layers=9", "job.model.ffn=4096")
+    plan, job, found = programs("colossus-100k", *changes)
+    for chunk in range(plan.chunks):
+        (index,) = transformer.chunk_layers(job.model, plan.pipeline, plan.chunks, 0, chunk)
+        local = transformer.local_layer(job.model, index, plan.tensor, plan.expert)
+        assert (local.experts > 0) == (index >= 9)
+        ends = transformer.local_ends(job.model, plan.tensor, first=index == 0, last=False, pipeline=plan.pipeline)
+        ops = body(found[0], "F", 0, chunk)
+        gathered = {
+            channel: [c.size for c in collectives(ops, channel) if c.operation == "all_gather"]
+            for channel in ("data", "expert_data")
+        }
+        assert gathered["data"] == ([2 * ends] if index == 0 else []) + [2 * local.dense]
+        assert gathered["expert_data"] == ([2 * local.experts] if index >= 9 else [])
 
 
 # -- the step's end --------------------------------------------------------------------------------------------------

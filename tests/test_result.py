@@ -1,22 +1,24 @@
-"""Figures of a result from their formulas, power, the page, and plots by the data they draw."""
+"""Figures of a result from their formulas, power, the page, JSON, frames and steps.csv."""
 
 from __future__ import annotations
 
+import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import colossim
-from colossim.engine.record import CATEGORIES, LABEL, LinkUse, StepRecord, Timeline
-from colossim.plot.throughput import binned
-from colossim.plot.timeline import raster
+from colossim.engine.record import CATEGORIES, LinkUse, StepRecord, Timeline
 from colossim.result.power import power_of
+from colossim.result.result import _links
+from colossim.result.row import Row
 from colossim.result.summary import bar, by_kind
+from colossim.result.write import write
 from colossim.scenario.derive import derive
 from colossim.workload.transformer import model_flops_per_token
+
+GPUS, BATCH, SEQUENCE = 128, 128, 8192
 
 
 @pytest.fixture(scope="module")
@@ -29,33 +31,215 @@ def result(scenario):
     return colossim.simulate(scenario)
 
 
-def test_figures_follow_from_the_step(result, scenario):
-    tokens = 128 * 8192
-    flops = model_flops_per_token(scenario.job.model, 8192) * tokens
+def timeline(seconds, hardware="hgx-h100", count=GPUS, stage=0):
+    """A rank class that spends `seconds` ({category: s}), one after the other."""
+    ends = np.cumsum(list(seconds.values()))
+    n = len(seconds)
+    return Timeline(
+        stage=stage,
+        hardware=hardware,
+        count=count,
+        rank=0,
+        start=np.concatenate(([0.0], ends[:-1])),
+        end=ends,
+        category=np.array([CATEGORIES.index(name) for name in seconds]),
+        direction=np.zeros(n, np.int64),
+        micro_batch=np.zeros(n, np.int64),
+        chunk=np.zeros(n, np.int64),
+    )
+
+
+def record_of(*timelines, links=()):
+    step = float(timelines[0].end[-1])
+    return StepRecord(step, timelines, tuple(links), 0, 1, 1, np.array([step]))
+
+
+def use(name="NIC out", count=1, capacity=10.0, size=5.0, busy=0.5):
+    return LinkUse(name, "nic-out", count, capacity, size, busy, np.array([0.0, 1.0]), np.array([size]))
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+def test_throughput_follows_from_the_step(result):
+    """A step takes B s = 128 x 8,192 tokens; everything a second is that over the step."""
+    tokens = BATCH * SEQUENCE
     assert result.tokens_per_step == tokens
     assert result.tokens_per_s == pytest.approx(tokens / result.step_time_s)
-    assert result.tokens_per_s_per_gpu == pytest.approx(result.tokens_per_s / 128)
-    assert result.mfu == pytest.approx(flops / result.step_time_s / 128 / 989e12)
-    assert result.hfu == result.mfu, "flash attention, no recompute that counts"
+    assert result.tokens_per_s_per_gpu == pytest.approx(result.tokens_per_s / GPUS)
     assert result.time_to_train_s == pytest.approx(1e12 / tokens * result.step_time_s)
-    assert result.energy_per_step_J == pytest.approx(result.power_W * result.step_time_s)
-    assert [step["end_s"] for step in result.steps] == pytest.approx([result.step_time_s * i for i in (1, 2, 3)])
 
 
-def test_json_and_frames(result):
+def test_mfu_is_what_the_model_needs_over_the_datasheet(result):
+    """Llama 3 8B: 32 layers of h = 4,096 with 32 query and 8 key/value heads of 128, f = 14,336 gated, V = 128,256.
+
+    Forward, a token: 2 x (q, k, v, output: h (32 + 2 x 8 + 32) 128; MLP: 3 h f) + the causal half of 4 s h in each layer,
+    2 h V in the head. Training takes three times that.
+    """
+    h, f, vocabulary = 4096, 14336, 128256
+    layer = 2 * (h * (32 + 2 * 8 + 32) * 128 + 3 * h * f) + 4 * SEQUENCE * h / 2
+    forward = 32 * layer + 2 * h * vocabulary
+    per_gpu = 3 * forward * BATCH * SEQUENCE / result.step_time_s / GPUS
+    assert result.model_flops_per_gpu == pytest.approx(per_gpu)
+    assert result.mfu == pytest.approx(per_gpu / 989e12)
+    assert result.hfu == result.mfu, "flash attention: nothing that counts is computed again"
+
+
+def test_hfu_counts_what_full_recompute_adds():
+    """The layers' forward pass once more. 3 F(L) is known; F(L) - F(L/2) is half of the layers, without the head:
+
+    hardware = 3 F(L) + 2 (F(L) - F(L/2)).
+    """
+    scenario = colossim.load_scenario("two-pods", set=["job.recompute=full"])
+    result = colossim.simulate(scenario)
+    model = scenario.job.model
+    whole = model_flops_per_token(model, SEQUENCE)
+    half = model_flops_per_token(model.model_copy(update={"layers": model.layers // 2}), SEQUENCE)
+    assert result.hfu / result.mfu == pytest.approx((whole + 2 * (whole - half) / 3) / whole)
+
+
+def test_the_breakdown_is_the_step_of_the_class_that_computes_longest(result):
+    assert tuple(result.breakdown_s) == CATEGORIES
+    assert sum(result.breakdown_s.values()) == pytest.approx(result.step_time_s, rel=1e-9)
+    record = result.record
+    computing = [line.seconds()[CATEGORIES.index("compute")] for line in record.timelines]
+    assert result.breakdown_s["compute"] == max(computing)
+    assert result.bottleneck == {"stage": record.timelines[record.critical].stage, "stages": 4, "hardware": "hgx-h100"}
+    assert sum(line.count for line in record.timelines) == GPUS
+    for line in record.timelines:
+        assert line.start[0] == 0
+        assert line.end[-1] == pytest.approx(record.step_time)
+        assert line.start[1:] == pytest.approx(line.end[:-1])
+
+
+def test_links_carry_what_the_record_says(result):
+    for link in result.links.values():
+        assert 0 <= link["busy_fraction"] <= 1
+        load = link["bytes_per_step"] / link["capacity_Bps"] / result.step_time_s
+        assert load <= link["busy_fraction"] * (1 + 1e-9), "no link is over its capacity"
+    assert by_kind(result.links)["NIC out"]["count"] == GPUS
+    total = {
+        kind: sum(u.bytes * u.count for u in result.record.links if u.kind == kind)
+        for kind in ("nic-out", "nic-in", "leaf-up", "leaf-down", "nvlink-out", "nvlink-in")
+    }
+    assert total["nic-out"] == pytest.approx(total["nic-in"])
+    assert total["leaf-up"] == pytest.approx(total["leaf-down"])
+    assert total["nvlink-out"] == pytest.approx(total["nvlink-in"])
+    for u in result.record.links:
+        assert float(u.rate @ np.diff(u.times)) == pytest.approx(u.bytes)
+
+
+def test_bound_names_the_largest_shares_and_the_busiest_link(result):
+    share = 100 * result.breakdown_s["compute"] / result.step_time_s
+    load = max(link["bytes_per_step"] / link["capacity_Bps"] for link in result.links.values()) / result.step_time_s
+    assert result.bound.startswith(f"kernels {share:.0f} %, ")
+    assert f"carries {100 * load:.0f} % of what it could" in result.bound
+
+
+def test_link_classes_of_a_name_are_numbered_until_they_are_many():
+    """Two classes: an entry each. 65 (of 1 to 65 links): one entry, the mean of the bytes, the busiest share."""
+    line = timeline({"compute": 2.0})
+    two = _links(record_of(line, links=[use(count=3), use(count=4), use("leaf up")]))
+    assert list(two) == ["NIC out 1", "NIC out 2", "leaf up"]
+    assert two["NIC out 1"] == {"count": 3, "capacity_Bps": 10.0, "busy_fraction": 0.5 / 2, "bytes_per_step": 5.0}
+    uses = [use(count=i, size=float(i), busy=i / 65, capacity=100.0 + i) for i in range(1, 66)]
+    (entry,) = _links(record_of(line, links=uses)).values()
+    count = 65 * 66 // 2
+    assert entry == pytest.approx(
+        {
+            "count": count,
+            "capacity_Bps": 101.0,
+            "busy_fraction": 1.0 / 2,
+            "bytes_per_step": sum(i * i for i in range(1, 66)) / count,
+        }
+    )
+
+
+def test_a_run_without_tokens_has_no_time_to_train():
+    found = colossim.simulate(colossim.load_scenario("two-pods")).to_dict()
+    assert "time_to_train_s" not in found
+    assert "mix" not in found, "one node type"
+
+
+def test_a_rows_error_is_predicted_over_measured(result):
+    assert Row("a", result, 2.0).error == pytest.approx(result.step_time_s / 2 - 1)
+    assert Row("a", result, None).error is None
+    assert Row("a", None, 2.0, "why").to_dict() == {"case": "a", "measured_step_time_s": 2.0, "error": "why"}
+
+
+# -- files and frames --------------------------------------------------------------------------------------------------
+def test_json_holds_every_number_to_the_last_bit(result):
     again = json.loads(result.to_json())
-    assert again["step_time_s"] == result.step_time_s
-    assert "record" not in again
+    assert again == json.loads(json.dumps(result.to_dict(), default=list))
+    for name, value in result.to_dict().items():
+        assert again[name] == (list(value) if isinstance(value, tuple) else value)
+    assert not {"record", "steps"} & set(again)
+
+
+def test_frames_have_a_row_a_step(result):
     frame = result.to_pandas()
     assert list(frame.index) == [0, 1, 2]
-    assert frame["tokens_per_s"].iloc[0] == pytest.approx(result.tokens_per_s)
+    assert frame.index.name == "step"
+    assert list(frame["end_s"] - frame["start_s"]) == pytest.approx(list(frame["step_time_s"]))
+    assert frame["tokens_per_s"].to_numpy() == pytest.approx([result.tokens_per_s] * 3)
+
+
+def test_steps_csv_holds_the_steps(result, tmp_path):
+    made = write(result, tmp_path, plots=False)
+    assert [path.name for path in made] == ["summary.json", "steps.csv"]
+    with (tmp_path / "steps.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "start_s", "end_s", "step_time_s", "tokens", "tokens_per_s", "mfu"]
+    assert [{key: float(value) for key, value in row.items()} for row in rows] == list(result.steps)
+    for i, row in enumerate(result.steps):
+        assert row["step"] == i
+        assert row["start_s"] == pytest.approx(i * result.step_time_s)
+        assert row["end_s"] == pytest.approx((i + 1) * result.step_time_s)
+        assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["step_time_s"])
+        assert row["mfu"] == result.mfu
+
+
+def test_pictures_of_an_earlier_run_do_not_stay(result, tmp_path):
+    (tmp_path / "timeline.png").write_bytes(b"old")
+    write(result, tmp_path, plots=False)
+    assert not (tmp_path / "timeline.png").exists()
+
+
+# -- power -------------------------------------------------------------------------------------------------------------
+def test_power_adds_up(scenario):
+    """16 nodes of 8 H100 (75 W idle, 700 W limit, 1,200 W beside the GPUs), half a step computing, half in a bubble.
+
+    Activity 0.5 x 1 + 0.5 x 0.1 = 0.55; a GPU draws 75 + 0.55 (700 - 75); 59,570/512 W of switches a GPU; PUE on all.
+    """
+    power = power_of(scenario, derive(scenario), record_of(timeline({"compute": 1.0, "pipeline_bubble": 1.0})))
+    gpu = 75 + 0.55 * (700 - 75)
+    expected = scenario.cluster.pue * (GPUS * (gpu + 59_570 / 512) + 16 * 1200)
+    assert power.power == pytest.approx(expected)
+    assert power.energy == pytest.approx(2.0 * expected)
+
+
+def test_what_a_rank_does_orders_its_power(scenario):
+    def watts(category):
+        return power_of(scenario, derive(scenario), record_of(timeline({category: 1.0}))).power
+
+    order = ["pipeline_bubble", "tensor_comm", "optimizer", "compute"]
+    drawn = [watts(category) for category in order]
+    assert drawn == sorted(drawn)
+    assert len(set(drawn)) == 4
+    assert len({watts(name) for name in CATEGORIES if name.endswith("_comm")}) == 1
+
+
+def test_spares_idle():
+    """17 nodes where 16 work: one more node idles, at 8 x 75 + 1,200 W and its switches."""
+    with_spare = colossim.load_scenario("two-pods", set=["cluster.nodes.0.count=17", "job.parallelism.data=16"])
+    without = colossim.load_scenario("two-pods")
+    record = record_of(timeline({"compute": 1.0}))
+    assert dict(derive(with_spare).spares) == {"hgx-h100": 1}
+    more, less = (power_of(s, derive(s), record).power for s in (with_spare, without))
+    assert more - less == pytest.approx(without.cluster.pue * (8 * (75 + 59_570 / 512) + 1200))
 
 
 def test_a_node_that_computes_draws_what_was_measured(scenario):
     """8 x H100 under GPT-3 draw 6.85 kW (Supermicro, MLPerf v4.0), before switches and the site's PUE."""
-    busy = Timeline(0, "hgx-h100", 128, 0, *(np.array([v]) for v in (0.0, 1.0, 0, 0, 0, 0)))
-    record = StepRecord(1.0, (busy,), (), 0, 1, 1, np.array([1.0]))
-    power = power_of(scenario, derive(scenario), record).power
+    power = power_of(scenario, derive(scenario), record_of(timeline({"compute": 1.0}))).power
     nodes, switches = 16, 59_570 / 64
     assert power / scenario.cluster.pue / nodes - switches == pytest.approx(6850, rel=0.05)
 
@@ -63,11 +247,16 @@ def test_a_node_that_computes_draws_what_was_measured(scenario):
 def test_a_hundred_thousand_gpus_draw_what_sites_report():
     """107 to 122 MW at PUE 1.1 to 1.25 when all compute."""
     scenario = colossim.load_scenario("colossus-100k")
-    busy = Timeline(0, "hgx-h100", 98_304, 0, *(np.array([v]) for v in (0.0, 1.0, 0, 0, 0, 0)))
-    record = StepRecord(1.0, (busy,), (), 0, 1, 1, np.array([1.0]))
+    record = record_of(timeline({"compute": 1.0}, count=98_304))
     assert 107e6 <= power_of(scenario, derive(scenario), record).power <= 122e6
 
 
+def test_energy_of_a_step_is_its_power_for_its_time(result, scenario):
+    assert result.energy_per_step_J == pytest.approx(result.power_W * result.step_time_s)
+    assert result.power_W == power_of(scenario, derive(scenario), result.record).power
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
 def test_a_mixed_job_says_who_sets_the_pace():
     changes = ["cluster.nodes.0.count=48", "cluster.nodes.1.count=16", "job.global_batch=64"]
     mixed = colossim.simulate(colossim.load_scenario("colossus-200k", set=changes))
@@ -87,6 +276,7 @@ def test_bars_are_as_long_as_their_share():
     assert bar(1.0, 10) == "█" * 10
     assert bar(0.5, 4) == "██"
     assert bar(0.0) == ""
+    assert bar(3 / 16, 2) == "▍", "3 of 16 eighths"
 
 
 def test_links_of_a_kind_are_one_row():
@@ -100,69 +290,21 @@ def test_links_of_a_kind_are_one_row():
     assert next(iter(rows.values()))["bytes_per_step"] == 7.0
 
 
-# -- plots -----------------------------------------------------------------------------------------------------------
-def test_breakdown_draws_the_breakdown(result):
-    ax = colossim.plot.breakdown(result)
-    widths = [bar.get_width() for bar in ax.patches]
-    expected = sorted((s for s in result.breakdown_s.values() if s >= 5e-4 * result.step_time_s), reverse=True)
-    assert widths == pytest.approx(expected)
-    assert ax.get_yticklabels()[0].get_text() == LABEL["compute"]
-    assert "(s)" in ax.get_xlabel()
+def test_bars_of_a_terminal_without_blocks():
+    assert bar(1.0, 10, ascii_only=True) == "#" * 10
+    assert bar(0.46, 10, ascii_only=True) == "#" * 5
 
 
-def test_timeline_shares_add_up(result):
-    for line in result.record.timelines:
-        shares = raster(line, result.record.step_time, 50)
-        assert shares.sum(axis=1) == pytest.approx(np.ones(50))
-        waiting = line.seconds()[[CATEGORIES.index("pipeline_bubble"), CATEGORIES.index("straggler")]].sum()
-        assert shares[:, 4].mean() * result.record.step_time == pytest.approx(waiting)
-    ax = colossim.plot.timeline(result)
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "2", "3"]
-    box = ax.get_legend().get_bbox_to_anchor().transformed(ax.transAxes.inverted())
-    assert box.x0 >= 1.0, "the legend is outside the data"
+def test_many_link_classes_keep_their_capacities_apart():
+    """64 classes at 100 B/s and one at half that: two entries, or the slow one would lend the others its capacity."""
+    uses = [use(count=2, size=float(i), capacity=100.0) for i in range(1, 65)]
+    found = _links(record_of(timeline({"compute": 2.0}), links=[*uses, use(count=1, size=7.0, capacity=50.0)]))
+    assert [(link["count"], link["capacity_Bps"]) for link in found.values()] == [(128, 100.0), (1, 50.0)]
+    assert [link["bytes_per_step"] for link in found.values()] == pytest.approx([65 / 2, 7.0])
 
 
-def test_throughput_is_binned_without_loss():
-    use = LinkUse("NIC out", "nic-out", 1, 10.0, 14.0, 3.0, np.array([0.0, 1.0, 3.0, 4.0]), np.array([4.0, 0.0, 10.0]))
-    edges, share, peak = binned(use, 4.0, 8)
-    assert share == pytest.approx([0.4, 0.4, 0, 0, 0, 0, 1, 1])
-    assert peak == pytest.approx(share)
-    assert binned(use, 4.0, 1)[2] == [1.0]
-    assert np.sum(share * np.diff(edges)) * use.capacity == pytest.approx(use.bytes)
-
-
-def test_throughput_shows_tokens_and_links(result):
-    ax = colossim.plot.throughput(result)
-    top, links = ax.get_figure().axes
-    assert links is ax
-    assert "tokens/s" in top.get_ylabel()
-    assert (
-        len(links.get_yticks()) == len({use.kind for use in result.record.links if use.bytes})
-        or len(links.get_yticks()) == 6
-    )
-
-
-def test_plots_draw_where_they_are_told(result):
-    from matplotlib.figure import Figure
-
-    for draw in (colossim.plot.breakdown, colossim.plot.timeline, colossim.plot.throughput, colossim.plot.tokens):
-        ax = Figure().add_subplot()
-        assert draw(result, ax=ax) is ax
-
-
-def test_topology_counts_its_parts(scenario):
-    ax = colossim.plot.topology(colossim.build_cluster(scenario.cluster))
-    words = " ".join(text.get_text() for text in ax.texts)
-    assert "128 H100 GPUs" in words
-    assert "16 leaf switches" in words
-
-
-def test_plots_need_no_display_and_no_pyplot(tmp_path):
-    code = (
-        "import sys, colossim\n"
-        "r = colossim.simulate(colossim.load_scenario('two-pods'))\n"
-        f"colossim.plot.save(colossim.plot.timeline(r), {str(tmp_path / 'x.png')!r})\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert (tmp_path / "x.png").stat().st_size > 10_000
+def test_a_figure_that_no_float_holds_is_told(scenario):
+    """A site that draws 1e308 times its IT: power is infinite, and JSON knows no infinity."""
+    site = scenario.cluster.model_copy(update={"pue": 1e308})
+    with pytest.raises(colossim.SimulationError, match="power_W"):
+        colossim.simulate(scenario.model_copy(update={"cluster": site}))

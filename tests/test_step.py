@@ -16,10 +16,10 @@ from colossim.partition import Partition, refine
 from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
 from colossim.quotient import quotient as fold_by
 from colossim.scenario.reader import load_scenario
-from colossim.segments import Alone, Blocking, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
+from colossim.segments import Alone, Blocking, Compiler, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
 from colossim.simulation import compile_setup, lay_out, play_step, prepare
 from colossim.workload.kernels import kernel_time
-from colossim.workload.program import Collective, Compute, Post, Send, Wait
+from colossim.workload.program import Collective, Compute, Pass, Post, Send, StageProgram, Wait
 from colossim.workload.schedule import order
 
 NOTHING = Partition(np.zeros(1, np.int32), (), np.zeros(1, np.int32), 0)
@@ -237,8 +237,6 @@ def test_segments_change_nothing_but_the_number_of_events(name, changes, monkeyp
     """The same job with every collective played on the network."""
     scenario = load_scenario(name, set=changes)
     quick = play_step(prepare(scenario))
-    from colossim.segments import Compiler
-
     original = Compiler.__post_init__
 
     def nothing_private(self):
@@ -332,8 +330,6 @@ def test_throughput_has_no_slivers():
 @pytest.mark.parametrize("seed", range(60))
 def test_segments_change_nothing_in_random_jobs(seed, monkeypatch):
     """To 1e-12, with everything that may split a segment: slow links, overlap, experts, contexts, orders of axes."""
-    from colossim.segments import Compiler
-
     quick = play_step(prepare(random_scenario(seed)))
     original = Compiler.__post_init__
 
@@ -528,3 +524,23 @@ def test_a_second_simulator_agrees(seed):
     seen = folded.link >= 0
     carried = np.array([use.bytes for use in record.links])[folded.link[seen]]
     np.testing.assert_allclose(carried, plain.bytes[seen], rtol=1e-9, atol=1e-6)
+
+
+def test_a_blocking_collective_queues_behind_those_of_its_own_group():
+    """Two reduce-scatters of one group over NVLink, the first posted, the second blocking: one after the other, so that
+    the step takes twice as long as one of them. A segment may not play the second as if the first were not in flight."""
+    node = node_with(10.0, 0.0, 0.5, 1.0)
+    ring = GroupClass(0, 1, 4, (0,), ((0, 1.0),), (), 3 / 4, 3.0, 1 / 10.0, 0.0, 0)
+    folded = quotient([rank(0, [(0,)])], ["data"], [(ring,)], [20.0])
+    call = Collective("data", "reduce_scatter", 80.0)
+    body = (Post(call, "gradients"), call, Wait("gradients"))
+    program = StageProgram(0, (Pass("B", 0, 0, body, 0.0),), (), 1.0)
+    compiler = Compiler(folded, (node,), lambda op, hardware: 0.0, 0.0)
+    record = play(folded, [compiler.compile(program, folded.ranks[0])], ("toy",), (0.0, 0.0))
+    assert record.step_time == pytest.approx(2 * (0.5 + 3 + 6))
+
+
+@pytest.mark.parametrize("seed", [375, 382, 449, 495])
+def test_segments_change_nothing_where_gradients_are_in_flight(seed, monkeypatch):
+    """Sharded parameters of several micro-batches: the next pass gathers while the last one's gradients still move."""
+    test_segments_change_nothing_in_random_jobs(seed, monkeypatch)

@@ -76,7 +76,7 @@ class LinkUse:
     count: links in the class.  capacity: bytes/s of one link.  bytes: carried by one link in the step.
     busy: seconds in which the link carried anything; of a mean of many links, or of hidden traffic, the least time.
     times, rate: step function of one link's throughput: rate[i] bytes/s in [times[i], times[i+1]), times from 0 to
-    the step's end, so len(times) == len(rate) + 1.
+    the step's end, so len(times) == len(rate) + 1. What overlap hides of a collective is in `bytes`, in no instant's rate.
     """
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from colossim.engine.record import LABEL
-from colossim.plot.canvas import STYLE, new_axes, plain
+from colossim.plot.canvas import STYLE, new_axes, plain, title
 from colossim.units import format_share, format_time
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def breakdown(result: Result, ax: Axes | None = None) -> Axes:
     where = (
         f"stage {place['stage']} of {place['stages']}, which computes longest" if place["stages"] > 1 else "every rank"
     )
-    ax.set_title(
-        f"{result.scenario}: a step of {format_time(result.step_time_s)} at {format_share(result.mfu)} MFU\n{where}",
-        loc="left",
-        fontsize=10,
-    )
+    step = f"a step of {format_time(result.step_time_s)} at {format_share(result.mfu)} MFU"
+    title(ax, f"{result.scenario}: {step}\n{where}")
     plain(ax)
     return ax

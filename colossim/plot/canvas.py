@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def title(ax: Axes, words: str) -> None:
+    """The title, as written: a `$` in a scenario's name begins no formula."""
+    ax.set_title(words, loc="left", fontsize=10, parse_math=False)
+
+
 def plain(ax: Axes) -> None:
     """Only the spines that carry a scale."""
     ax.spines[["top", "right"]].set_visible(False)
@@ -46,4 +52,7 @@ def plain(ax: Axes) -> None:
 def save(ax: Axes, file: IO[bytes] | str) -> None:
     """Writes the figure of these Axes as PNG."""
     figure: Any = ax.get_figure(root=True)
-    figure.savefig(file, format="png", dpi=130)
+    with warnings.catch_warnings():
+        # A name may be in a script that the font lacks: boxes in a title are no reason to talk.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, format="png", dpi=130)

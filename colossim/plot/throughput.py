@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colossim.engine.record import Floats, LinkUse
-from colossim.plot.canvas import new_axes, new_figure, plain
+from colossim.plot.canvas import new_axes, new_figure, plain, title
 from colossim.units import format_count, format_rate, format_time
 
 if TYPE_CHECKING:
@@ -44,11 +44,10 @@ def tokens(result: Result, ax: Axes | None = None) -> Axes:
     ax.set_xlim(edges[0], edges[-1])
     ax.set_xlabel("time (s); one step" if len(rates) == 1 else f"time (s); {len(rates)} steps, a mark each")
     ax.set_ylabel(f"throughput\n({unit}tokens/s)")
-    ax.set_title(
+    title(
+        ax,
         f"{result.scenario}: {format_count(result.tokens_per_s)} tokens/s on {result.gpus_in_job:,} GPUs "
         f"({result.tokens_per_s_per_gpu:,.0f} a GPU), {format_time(result.step_time_s)} a step",
-        loc="left",
-        fontsize=10,
     )
     plain(ax)
     return ax
@@ -107,7 +106,7 @@ def link_throughput(result: Result, ax: Axes | None = None) -> Axes:
     ax.set_xlabel(
         f"time in the step ({unit}); dark: mean of {format_time(step / _POINTS)}, light: peak; dotted: capacity"
     )
-    ax.set_title("what one link of each kind carries through a step", loc="left", fontsize=10)
+    title(ax, "what one link of each kind carries through a step")
     plain(ax)
     ax.spines["left"].set_visible(False)
     return ax

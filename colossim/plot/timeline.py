@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from colossim.engine.record import CATEGORIES, Timeline
-from colossim.plot.canvas import new_axes, plain
+from colossim.engine.record import CATEGORIES, StepRecord, Timeline
+from colossim.plot.canvas import new_axes, plain, title
 from colossim.units import format_share, format_time
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ _SHADES = (
 )
 _COMMUNICATING = [CATEGORIES.index(name) for name in CATEGORIES if name.endswith("_comm")]
 _WAITING = [CATEGORIES.index(name) for name in ("pipeline_bubble", "straggler")]
-_COLUMNS = 1600
+#: Columns of the clock: no more than the figure has pixels, or some would be left out.
+_COLUMNS = 1000
+_MOST_ROWS = 64
+#: A forward and a backward pass on fewer columns than this cannot be told apart.
+_FEW_COLUMNS = 5
+_COMPUTE = CATEGORIES.index("compute")
 
 
 def _shades(timeline: Timeline) -> np.ndarray[Any, Any]:
@@ -50,25 +56,56 @@ def raster(timeline: Timeline, step: float, columns: int) -> np.ndarray[Any, Any
     return shares
 
 
+def _passes(timeline: Timeline) -> int:
+    """Forward and backward passes of the stage."""
+    inside = timeline.direction < 2
+    own = np.stack((timeline.direction, timeline.micro_batch, timeline.chunk))[:, inside]
+    return int(np.count_nonzero(np.any(np.diff(own, axis=1) != 0, axis=0))) + 1
+
+
+def blurred(shares: np.ndarray[Any, Any], passes: int) -> np.ndarray[Any, Any]:
+    """The shares as they are, or their moving mean where a forward and a backward pass take less than a few columns.
+
+    Columns that cut such passes here and there beat with them: waves across the picture that nobody computed. A Hann
+    window two periods wide takes that frequency out.
+    """
+    columns = len(shares)
+    period = 2 * columns / max(1, passes)
+    if period > _FEW_COLUMNS:
+        return shares
+    half = max(1, math.ceil(period))
+    window = np.hanning(2 * half + 1)
+    padded = np.pad(shares, ((half, half), (0, 0)), mode="edge")
+    return np.stack([np.convolve(column, window / window.sum(), mode="valid") for column in padded.T], axis=1)
+
+
+def _rows(record: StepRecord) -> dict[tuple[int, str], Timeline]:
+    """Of each stage and node type the rank class that computes longest, as in the breakdown."""
+    rows: dict[tuple[int, str], Timeline] = {}
+    longest: dict[tuple[int, str], float] = {}
+    for line in record.timelines:
+        key = (line.stage, line.hardware)
+        computing = float(line.seconds()[_COMPUTE])
+        if key not in rows or computing > longest[key] * (1 + 1e-9):
+            rows[key], longest[key] = line, computing
+    # More stages than pixels: every n-th.
+    return {key: rows[key] for key in sorted(rows)[:: -(-len(rows) // _MOST_ROWS)]}
+
+
 def timeline(result: Result, ax: Axes | None = None) -> Axes:
-    """One row a stage (its first rank class); each pixel shows the mix of what the stage does in it."""
+    """One row a stage (its rank class that computes longest); each pixel shows the mix of what it does in it."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
 
     record = result.record
-    rows: dict[tuple[int, str], Timeline] = {}
-    for line in record.timelines:
-        rows.setdefault((line.stage, line.hardware), line)
-    if len(rows) > 64:
-        # More stages than pixels: every n-th.
-        keep = sorted(rows)[:: -(-len(rows) // 64)]
-        rows = {key: rows[key] for key in keep}
+    rows = _rows(record)
     if ax is None:
         ax = new_axes(10, 1.7 + min(8.0, 0.26 * max(3, len(rows))))
     milli = record.step_time < 1
     scale, unit = (1e3, "ms") if milli else (1.0, "s")
     colours = np.array([to_rgb(colour) for _, colour in _SHADES])
-    image = np.stack([np.clip(raster(line, record.step_time, _COLUMNS) @ colours, 0, 1) for line in rows.values()])
+    drawn = [blurred(raster(line, record.step_time, _COLUMNS), _passes(line)) for line in rows.values()]
+    image = np.clip(np.stack(drawn) @ colours, 0, 1)
     ax.imshow(
         image, aspect="auto", interpolation="nearest", extent=(0.0, record.step_time * scale, len(rows) - 0.5, -0.5)
     )
@@ -76,17 +113,19 @@ def timeline(result: Result, ax: Axes | None = None) -> Axes:
         ax.axhline(row - 0.5, color="white", linewidth=1.2)
     several = len({hardware for _, hardware in rows}) > 1
     ax.set_yticks(
-        range(len(rows)), [f"{stage} {hardware}" if several else str(stage) for stage, hardware in rows], fontsize=8
+        range(len(rows)),
+        [f"{stage} {hardware}" if several else str(stage) for stage, hardware in rows],
+        fontsize=8,
+        parse_math=False,
     )
     ax.tick_params(axis="y", length=0)
     ax.set_ylabel("pipeline stage")
     ax.set_xlabel(f"time in the step ({unit})")
     bubble = result.breakdown_s["pipeline_bubble"] / result.step_time_s
-    ax.set_title(
+    title(
+        ax,
         f"{result.scenario}: one step of {format_time(result.step_time_s)} on {result.gpus_in_job:,} GPUs; "
         f"the pipeline bubble takes {format_share(bubble)}",
-        loc="left",
-        fontsize=10,
     )
     ax.legend(
         handles=[Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=label) for label, colour in _SHADES],

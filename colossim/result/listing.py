@@ -72,7 +72,7 @@ def show(kind: str | None, name: str | None, console: Console) -> None:
         table.add_column(overflow="fold")
         for field, value in found.items():
             table.add_row(field, _plain(value))
-    console.print(table, highlight=False, markup=False)
+    console.print(table, highlight=False, markup=False, emoji=False)
 
 
 def _plain(value: Any) -> str:
@@ -84,6 +84,22 @@ def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(_plain(item) for item in value)
     return str(value).strip()
+
+
+def show_sections(title: str, sections: dict[str, dict[str, str]], console: Console) -> None:
+    """Prints sections of labels and values below a title."""
+    from rich.table import Table
+
+    console.print(title, style="bold", highlight=False, markup=False, emoji=False)
+    for section, rows in sections.items():
+        console.print()
+        console.print(section, style="bold", highlight=False, markup=False)
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, value in rows.items():
+            table.add_row(label, value)
+        console.print(table, highlight=False, markup=False, emoji=False)
 
 
 def show_validation(report: dict[str, Any], console: Console) -> None:
@@ -103,7 +119,7 @@ def show_validation(report: dict[str, Any], console: Console) -> None:
             f"{case['error_pct']:+.1f} %",
             case["flag"],
         )
-    console.print(table, highlight=False, markup=False)
+    console.print(table, highlight=False, markup=False, emoji=False)
     console.print()
     summary = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     summary.add_column("source", no_wrap=True)
@@ -112,4 +128,4 @@ def show_validation(report: dict[str, Any], console: Console) -> None:
     for name, row in {**report["sources"], "all": report["overall"]}.items():
         cells = [f"{row[key]:.1f} %" for key in ("mean_pct", "median_pct", "worst_pct")]
         summary.add_row(name, str(row["n"]), *cells, f"{row['bias_pct']:+.1f} %")
-    console.print(summary, highlight=False, markup=False)
+    console.print(summary, highlight=False, markup=False, emoji=False)

@@ -36,6 +36,8 @@ class Progress:
         now = time.monotonic()
         if now - self._began < self._QUIET_FOR:
             return
+        if sys.stderr is None:
+            return
         if not sys.stderr.isatty():
             if now - self._told >= self._LINE_EVERY:
                 self._told = now
@@ -50,7 +52,7 @@ class Progress:
                 BarColumn(24),
                 TextColumn("{task.percentage:>3.0f} %"),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
             )
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()

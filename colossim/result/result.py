@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from colossim import __version__
-from colossim.engine.record import CATEGORIES, StepRecord
+from colossim.engine.record import CATEGORIES, LinkUse, StepRecord
+from colossim.errors import SimulationError
 from colossim.result.power import power_of
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
@@ -109,7 +111,10 @@ def build_result(
     notes: list[str],
     mix: dict[str, Any] | None,
 ) -> Result:
-    """Puts a played step into numbers. The step is deterministic, so every step of the run is like it."""
+    """Puts a played step into numbers. The step is deterministic, so every step of the run is like it.
+
+    Raises SimulationError if a figure is beyond what a float holds.
+    """
     step = record.step_time
     critical = record.timelines[record.critical]
     breakdown = dict(zip(CATEGORIES, (float(s) for s in critical.seconds()), strict=True))
@@ -117,7 +122,7 @@ def build_result(
     links = _links(record)
     power = power_of(scenario, plan, record)
     tokens = scenario.job.tokens
-    return Result(
+    result = Result(
         scenario=scenario.name,
         description=scenario.description,
         gpus=plan.gpus,
@@ -168,6 +173,21 @@ def build_result(
         ),
         record=record,
     )
+    beyond = [name for name, value in _figures(result.to_dict()) if not math.isfinite(value)]
+    if beyond:
+        raise SimulationError(
+            f"{', '.join(beyond[:3])} cannot be told: a quantity of the scenario is too large or too small to reckon with"
+        )
+    return result
+
+
+def _figures(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """All floats of a nested dict, with their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _figures(value, f"{above}{name}.")
+        elif isinstance(value, float):
+            yield f"{above}{name}", value
 
 
 #: Above this many link classes those of a kind are one entry.
@@ -175,29 +195,33 @@ _FEW = 64
 
 
 def _links(record: StepRecord) -> dict[str, dict[str, float]]:
-    """Link classes by name; classes of one kind are numbered, or joined (mean bytes, busiest share) when they are many."""
-    kinds: dict[str, list[int]] = {}
-    for i, use in enumerate(record.links):
-        kinds.setdefault(use.name, []).append(i)
+    """Link classes by name; those of one name are numbered.
+
+    When they are many, those of a name and capacity are one entry (mean bytes, busiest share), and if these are still
+    many, those of a name (least capacity).
+    """
+    groups: list[list[LinkUse]] = []
+    for key in (lambda use: id(use), lambda use: (use.name, use.capacity), lambda use: use.name):
+        joined: dict[Any, list[LinkUse]] = {}
+        for use in record.links:
+            joined.setdefault(key(use), []).append(use)
+        groups = list(joined.values())
+        if len(groups) <= _FEW:
+            break
+    names = [uses[0].name for uses in groups]
+    total = Counter(names)
+    seen: Counter[str] = Counter()
     entries = {}
-    for name, members in kinds.items():
-        uses = [record.links[i] for i in members]
-        if len(record.links) > _FEW:
-            count = sum(use.count for use in uses)
-            entries[name] = {
-                "count": count,
-                "capacity_Bps": min(use.capacity for use in uses),
-                "busy_fraction": max(use.busy for use in uses) / record.step_time,
-                "bytes_per_step": float(np.sum([use.bytes * use.count for use in uses])) / count,
-            }
-            continue
-        for number, use in enumerate(uses):
-            entries[name if len(uses) == 1 else f"{name} {number + 1}"] = {
-                "count": use.count,
-                "capacity_Bps": use.capacity,
-                "busy_fraction": use.busy / record.step_time,
-                "bytes_per_step": use.bytes,
-            }
+    for name, uses in sorted(zip(names, groups, strict=True), key=lambda item: names.index(item[0])):
+        seen[name] += 1
+        count = sum(use.count for use in uses)
+        mean = sum(use.bytes * use.count for use in uses) / count
+        entries[name if total[name] == 1 else f"{name} {seen[name]}"] = {
+            "count": count,
+            "capacity_Bps": min(use.capacity for use in uses),
+            "busy_fraction": max(use.busy for use in uses) / record.step_time,
+            "bytes_per_step": uses[0].bytes if len(uses) == 1 else mean,
+        }
     return entries
 
 

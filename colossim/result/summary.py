@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 _BAR = 30
 
 
-def bar(share: float, width: int = _BAR) -> str:
-    """A bar of block characters; whole when share is 1."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+def bar(share: float, width: int = _BAR, *, ascii_only: bool = False) -> str:
+    """A bar of block characters (`#` for a terminal that has none); whole when share is 1."""
+    whole = max(0.0, min(1.0, share)) * width
+    if ascii_only:
+        return "#" * round(whole)
+    eighths = round(whole * 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
@@ -41,57 +44,78 @@ def text(result: Result, width: int = 80) -> str:
     return out.getvalue().rstrip("\n")
 
 
+def _say(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Prints words, some with a style. Nothing in them is markup: names and assumptions are the user's."""
+    from rich.text import Text
+
+    console.print(Text.assemble(*parts))
+
+
 def show(result: Result, console: Console) -> None:
     """Prints the summary."""
     from rich.table import Table
+    from rich.text import Text
 
-    console.print(f"[bold]{result.scenario}[/bold]", highlight=False)
-    spares = ", ".join(f"{count:,} {name}" for name, count in result.spares.items())
+    _say(console, (result.scenario, "bold"))
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    facts.add_row("step time", f"[bold]{format_time(result.step_time_s)}[/bold]")
-    facts.add_row(
-        "throughput",
-        f"[bold]{format_count(result.tokens_per_s)} tokens/s[/bold]  ({result.tokens_per_s_per_gpu:,.0f} a GPU)",
-    )
-    facts.add_row(
-        "MFU",
-        f"[bold]{format_share(result.mfu)}[/bold]  ({format_compute(result.model_flops_per_gpu)} a GPU; "
-        f"HFU {format_share(result.hfu)})",
-    )
-    in_job = f"{result.gpus_in_job:,} of {result.gpus:,} in the job"
-    facts.add_row("GPUs", in_job + (f"; spare nodes: {spares}" if spares else ""))
-    memory = result.memory_bytes
-    facts.add_row(
-        "memory",
-        f"{format_size(memory['peak'])} of {format_size(memory['capacity'])} on the fullest GPU (stage {memory['stage']:.0f})",
-    )
-    facts.add_row(
-        "power", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step"
-    )
-    if result.time_to_train_s is not None:
-        facts.add_row("time to train", format_time(result.time_to_train_s))
-    console.print(facts, highlight=False)
+    for label, main, more in _facts(result):
+        facts.add_row(label, Text.assemble((main, "bold"), more))
+    console.print(facts)
     console.print()
-    console.print(_breakdown(result), highlight=False)
+    console.print(_breakdown(result, not console.encoding.lower().startswith("utf")))
     console.print()
-    console.print(_links(result), highlight=False)
+    console.print(_links(result))
     console.print()
-    console.print(f"[bold]Bound by[/bold] {result.bound}.", highlight=False, soft_wrap=False)
+    _say(console, ("Bound by", "bold"), f" {result.bound}.")
     if result.mix is not None:
-        console.print(f"[bold]Mixed[/bold] {_mix(result.mix)}", highlight=False)
-    for title, lines in (("Assumed", result.assumptions), ("Note", result.notes)):
+        _say(console, ("Mixed", "bold"), f" {_mix(result.mix)}")
+    for title, lines in (("Assumed:", result.assumptions), ("Note:", result.notes)):
         for line in lines:
-            console.print(f"[dim]{title}:[/dim] {line}", highlight=False)
-    console.print(
-        f"[dim]Simulated with {result.processes:,} processes and {result.events:,} events "
-        f"({result.fold} fold): set-up {format_time(result.setup_s)}, events {format_time(result.wall_s)}.[/dim]",
-        highlight=False,
+            _say(console, (title, "dim"), f" {line}")
+    cost = (
+        f"Simulated with {result.processes:,} processes and {result.events:,} events ({result.fold} fold): "
+        f"set-up {format_time(result.setup_s)}, events {format_time(result.wall_s)}."
     )
+    _say(console, (cost, "dim"))
 
 
-def _breakdown(result: Result) -> Any:
+def _facts(result: Result) -> list[tuple[str, str, str]]:
+    """Label, what matters, and the rest of the line."""
+    spares = ", ".join(f"{count:,} {name}" for name, count in result.spares.items())
+    memory = result.memory_bytes
+    facts = [
+        ("step time", format_time(result.step_time_s), ""),
+        (
+            "throughput",
+            f"{format_count(result.tokens_per_s)} tokens/s",
+            f"  ({result.tokens_per_s_per_gpu:,.0f} a GPU)",
+        ),
+        (
+            "MFU",
+            format_share(result.mfu),
+            f"  ({format_compute(result.model_flops_per_gpu)} a GPU; HFU {format_share(result.hfu)})",
+        ),
+        (
+            "GPUs",
+            "",
+            f"{result.gpus_in_job:,} of {result.gpus:,} in the job" + (f"; spare nodes: {spares}" if spares else ""),
+        ),
+        (
+            "memory",
+            "",
+            f"{format_size(memory['peak'])} of {format_size(memory['capacity'])} on the fullest GPU "
+            f"(stage {memory['stage']:.0f})",
+        ),
+        ("power", "", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step"),
+    ]
+    if result.time_to_train_s is not None:
+        facts.append(("time to train", "", format_time(result.time_to_train_s)))
+    return facts
+
+
+def _breakdown(result: Result, ascii_only: bool) -> Any:
     from rich.table import Table
 
     place = result.bottleneck
@@ -104,7 +128,7 @@ def _breakdown(result: Result) -> Any:
     for name, seconds in sorted(result.breakdown_s.items(), key=lambda item: -item[1]):
         share = seconds / result.step_time_s
         if share >= 0.0005:
-            table.add_row(LABEL[name], format_time(seconds), format_share(share), bar(share))
+            table.add_row(LABEL[name], format_time(seconds), format_share(share), bar(share, ascii_only=ascii_only))
     return table
 
 
@@ -161,14 +185,14 @@ def show_measured(row: Row, console: Console) -> None:
     assert row.result is not None
     show(row.result, console)
     if row.error is not None and row.measured is not None:
-        console.print(
-            f"[bold]Measured[/bold] {format_time(row.measured)}: predicted {100 * row.error:+.1f} %.", highlight=False
-        )
+        words = f" {format_time(row.measured)}: predicted {100 * row.error:+.1f} %."
+        _say(console, ("Measured", "bold"), words)
 
 
 def show_rows(rows: Sequence[Row], console: Console) -> None:
     """One row a variant; below, why some could not be played."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("case", overflow="fold")
@@ -177,21 +201,21 @@ def show_rows(rows: Sequence[Row], console: Console) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         result = row.result
-        if result is None:
-            table.add_row(row.label, "-", "-", "-", "-", "-", "-")
-            continue
-        cells = [
-            f"{result.gpus_in_job:,}",
-            format_time(result.step_time_s),
-            format_count(result.tokens_per_s),
-            f"{result.tokens_per_s_per_gpu:,.0f}",
-            format_share(result.mfu),
-            format_share(result.breakdown_s["pipeline_bubble"] / result.step_time_s),
-        ]
-        if row.error is not None and row.measured is not None:
-            cells += [format_time(row.measured), f"{100 * row.error:+.1f} %"]
-        table.add_row(row.label, *cells)
-    console.print(table, highlight=False)
+        cells = ["-"] * 6
+        if result is not None:
+            cells = [
+                f"{result.gpus_in_job:,}",
+                format_time(result.step_time_s),
+                format_count(result.tokens_per_s),
+                f"{result.tokens_per_s_per_gpu:,.0f}",
+                format_share(result.mfu),
+                format_share(result.breakdown_s["pipeline_bubble"] / result.step_time_s),
+            ]
+        if row.measured is not None:
+            cells += [format_time(row.measured), "-" if row.error is None else f"{100 * row.error:+.1f} %"]
+        table.add_row(Text(row.label), *cells)
+    console.print(table)
     for row in rows:
         if row.result is None:
-            console.print(f"\n[bold]{row.label}[/bold] {row.why_not}", highlight=False)
+            console.print()
+            _say(console, (row.label, "bold"), f" {row.why_not}")

@@ -52,7 +52,14 @@ def forget_empty(folders: Iterable[Path]) -> None:
 
 
 def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:
-    """Writes summary.json, steps.csv and, with `plots`, the three pictures. Returns what was written."""
+    """Writes summary.json, steps.csv and, with `plots`, the three pictures. Returns what was written.
+
+    Raises OSError, with the file's name.
+    """
+    for name in FILES:
+        # A picture of the run that was here before would be a lie, also if this one is interrupted.
+        if name.endswith(".png"):
+            (folder / name).unlink(missing_ok=True)
     made = [
         _whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n")),
         _whole(folder / "steps.csv", lambda file: file.write(_steps(result).encode())),
@@ -63,11 +70,6 @@ def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:
         for name, draw in (("throughput", throughput), ("breakdown", breakdown), ("timeline", timeline)):
             axes = draw(result)
             made.append(_whole(folder / f"{name}.png", partial(save, axes)))
-    else:
-        for name in FILES:
-            # A picture of the run that was here before would be a lie.
-            if name.endswith(".png"):
-                (folder / name).unlink(missing_ok=True)
     return made
 
 
@@ -87,6 +89,9 @@ def _whole(path: Path, fill: Callable[[Any], object]) -> Path:
             fill(file)
         Path(name).chmod(0o644)
         Path(name).replace(path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -7,7 +7,7 @@ import math
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
 from colossim.scenario.plan import Plan
-from colossim.scenario.rules import Report, check, divisors
+from colossim.scenario.rules import MOST_PASSES, Report, check, divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
 __all__ = ["Plan", "derive", "no_effects"]
@@ -117,6 +117,12 @@ def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
             "job.global_batch",
             f"interleaved needs micro-batches ({batch // unit}) in multiples of the stages ({par.pipeline}): "
             f"{_near(batch, unit * par.pipeline)} sequences would" + (f", or data: {fewer}" if fewer else ""),
+        )
+    passes = 2 * (batch // unit) * par.virtual_pipeline * par.pipeline
+    if passes > MOST_PASSES:
+        report(
+            "job.global_batch",
+            f"{batch // unit:,} micro-batches a replica make {passes:,} passes: at most {MOST_PASSES:,} can be played",
         )
     return batch // unit
 

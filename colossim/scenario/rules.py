@@ -14,6 +14,12 @@ Report = Callable[[str, str], None]
 
 #: Arrays of a cluster cost about 1.5 kB a GPU; beyond this they leave the memory of a workstation.
 MOST_GPUS = 10_000_000
+#: A step is a row of the result, about 0.5 kB.
+MOST_STEPS = 1_000_000
+#: A layer is a dozen kernels of a program.
+MOST_LAYERS = 10_000
+#: Forward and backward passes of all stages: each takes tens of events, and some kB.
+MOST_PASSES = 1_000_000
 
 
 def check(scenario: Scenario, report: Report) -> None:
@@ -31,6 +37,12 @@ def _check_size(scenario: Scenario, report: Report) -> None:
     gpus, precision = scenario.cluster.gpus, scenario.job.precision
     if gpus > MOST_GPUS:
         report("cluster.nodes", f"{gpus:,} GPUs are more than can be laid out: at most {MOST_GPUS:,}")
+    if scenario.run.steps > MOST_STEPS:
+        report("run.steps", f"{scenario.run.steps:,} are more than can be listed: at most {MOST_STEPS:,}")
+    if scenario.job.model.layers > MOST_LAYERS:
+        report(
+            "job.model.layers", f"{scenario.job.model.layers:,} are more than can be laid out: at most {MOST_LAYERS:,}"
+        )
     for index, group in enumerate(scenario.cluster.nodes):
         gpu = group.type.gpu
         known = sorted(set(gpu.peak) & set(gpu.gemm))

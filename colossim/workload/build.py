@@ -75,14 +75,18 @@ class _Builder:
         buckets = self._buckets(stage)
         slots = order(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
         host = job.software.host
+        last = plan.micro_batches - 1
+        # A micro-batch changes what a pass does through the release only: 512 of them are put together once.
+        known: dict[tuple[str, int, bool], tuple[tuple[Op, ...], float]] = {}
         passes = []
         for kind, micro_batch, chunk in slots:
-            released = self.shards_gradients or micro_batch == plan.micro_batches - 1
             forward = kind == "F"
-            body = self._body(stage, chunk, forward, tuple(buckets) if released and not forward else ())
-            passes.append(
-                Pass("F" if forward else "B", micro_batch, chunk, body, self._host(host, stage, chunk, forward))
-            )
+            released = not forward and (self.shards_gradients or micro_batch == last)
+            key = (kind, chunk, released)
+            if key not in known:
+                body = self._body(stage, chunk, forward, tuple(buckets) if released else ())
+                known[key] = body, self._host(host, stage, chunk, forward)
+            passes.append(Pass("F" if forward else "B", micro_batch, chunk, *known[key]))
         return StageProgram(stage, tuple(passes), self._epilogue(stage, buckets), host.exponent if host else 1.0)
 
     def _shape(self, stage: int, chunk: int) -> _Shape:
