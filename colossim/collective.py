@@ -1,47 +1,195 @@
 """How a collective is timed: bytes on one edge, latency, and the rate that it can reach at best.
 
 This is the file to change when an all-reduce should be timed differently. What each algorithm puts on which links is
-counted in `patterns.py`; sharing links with others happens in `engine/network.py`.
+counted in `patterns.py` and `trees.py`; which one NCCL takes is `nccl.py`'s; sharing links with others happens in
+`engine/network.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from colossim import nccl
 from colossim.catalog.types import NodeType
-from colossim.quotient import GroupClass
+from colossim.footprint import Shape
 
 #: Passes over the group: an all-reduce is a reduce-scatter and an all-gather.
-PASSES = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1, "shift": 1, "send": 1}
-#: Operations that run as rings inside a node and pay the ramp over message size.
-_RINGS = frozenset({"all_reduce", "reduce_scatter", "all_gather"})
+PASSES = {"all_reduce": 2}
+#: What nothing of NCCL's choices applies to: one message to the next, or one to everyone.
+_MESSAGES = frozenset({"all_to_all", "shift", "send"})
+#: Share of a rate that each protocol's payload reaches, in a node and between nodes: flags travel with LL and LL128.
+_PAYLOAD = {"ll": (nccl.LL_SHARE, 0.5), "ll128": (0.92, 0.92), "simple": (1.0, 1.0)}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """bytes: on one network edge (NVLink edge inside a node).  latency: s before the first byte.  cap: bytes/s of an edge."""
+    """bytes: on one network edge (NVLink edge inside a node).  latency: s before the first byte.  cap: bytes/s of an edge.
+
+    algorithm, protocol: what was chosen.  which: its place among the shapes that were offered.
+    """
 
     bytes: float
     latency: float
     cap: float
+    algorithm: str = ""
+    protocol: str = ""
+    which: int = 0
 
 
-def timing(operation: str, size: float, group: GroupClass, node: NodeType) -> Timing:
-    """Timing of one collective of `size` bytes (S of network.md) on a group.
+@dataclass
+class Library:
+    """The communication library on a cluster's machines.
 
-    Ring: an all-reduce puts 2(n-1)/n S/C bytes on an edge of each of C rings and waits 2(n-1) steps (Patarasuk & Yuan
-    2009); reduce-scatter and all-gather half of each. Inside a node the ring's rate ramps up with the message:
-    B / (1 + (S0 n/8 / S)^g), fitted per node type on measured tables.
+    nodes: the cluster's node types; link: bytes/s of the fabric's port.  able: algorithms that stack and machines can
+    run beside a ring (their shapes are what is offered); algorithm, protocol: `auto`, or the one that is forced where it is able to.
     """
-    passes = PASSES[operation]
-    inside = group.nic_load == 0
-    curve = node.nvlink_ring
-    ramp = 1.0
-    if inside and operation in _RINGS and size > 0:
-        ramp += (curve.half_size * group.size / 8 / size) ** curve.exponent
-    base = curve.base if inside else node.network.base
-    return Timing(
-        bytes=passes * group.share * size,
-        latency=base + passes * group.latency,
-        cap=1.0 / max(group.nvlink_load * ramp, group.nic_load),
-    )
+
+    nodes: tuple[NodeType, ...]
+    link: float
+    able: frozenset[str] = frozenset(nccl.CAN)
+    algorithm: str = "auto"
+    protocol: str = "auto"
+    _known: dict[tuple[object, ...], Timing] = field(default_factory=dict)
+
+    def timing(self, operation: str, size: float, shapes: Sequence[Shape]) -> Timing:
+        """Timing of one collective of `size` bytes (S of network.md). shapes: of the group, one an algorithm it may run."""
+        key = (operation, size, *(id(shape) for shape in shapes))
+        found = self._known.get(key)
+        if found is None:
+            which, protocol = self._choose(operation, size, shapes)
+            found = self._known[key] = self.price(operation, size, shapes[which], protocol, which)
+            self._held.extend(shapes)
+        return found
+
+    #: keeps the shapes alive whose ids are keys
+    _held: list[Shape] = field(default_factory=list)
+
+    def _choose(self, operation: str, size: float, shapes: Sequence[Shape]) -> tuple[int, str]:
+        if operation in _MESSAGES:
+            return 0, "simple"
+        able = [
+            (i, algorithm, protocol)
+            for i, shape in enumerate(shapes)
+            for algorithm, protocol in nccl.choices(operation, shape)
+            if protocol != "ll128" or shape.nodes == 1 or all(self.nodes[t].network.ll128 for t in shape.hardware)
+        ]
+        # What is forced but can't be done is left to the tuner, as NCCL does it.
+        for at, wanted in ((1, self.algorithm), (2, self.protocol)):
+            able = [way for way in able if way[at] == wanted] or able
+        if len(able) == 1:
+            return able[0][0], able[0][2]
+        prices = [
+            nccl.estimate(operation, size, algorithm, protocol, shapes[i], self._nominal(shapes[i]))
+            for i, algorithm, protocol in able
+        ]
+        best = able[prices.index(min(prices))]
+        return best[0], best[2]
+
+    def _nominal(self, shape: Shape) -> nccl.Nominal:
+        types = [self.nodes[t] for t in shape.hardware]
+        return nccl.Nominal(
+            ring=min(t.nvlink_ring.bandwidth for t in types),
+            nic=min(min(t.nic, self.link) for t in types),
+            nic_latency=max(_nic_latency(t) for t in types),
+            nvls=min(t.nvls.nominal if t.nvls is not None else 0.0 for t in types),
+        )
+
+    def price(self, operation: str, size: float, shape: Shape, protocol: str, which: int = 0) -> Timing:
+        """Timing with one algorithm and protocol.
+
+        latency + bytes/rate (1 + (S0 lanes / S)^g): a ramp in Simple, for buffers too small to fill the pipes. Ring:
+        2(n-1)/n S/C bytes on an edge of each of C rings and 2(n-1) steps (Patarasuk & Yuan 2009); trees, NVLS and SHARP
+        as network.md's table has them. The slowest node type of a group prices every step. Curves are fitted a node type
+        on measured tables (calibration/collectives.py).
+        """
+        types = [self.nodes[t] for t in shape.hardware]
+        inside = shape.nodes == 1
+        passes = PASSES.get(operation, 1)
+        p = nccl.PROTOCOLS.index(protocol)
+        rates = []
+        for t in types:
+            ramp = self._ramp(t, size, shape, operation, protocol)
+            nvlink = t.nvls.bandwidth if shape.algorithm in ("nvls", "collnet") and t.nvls else t.nvlink_ring.bandwidth
+            if shape.nvlink_weight:
+                rates.append(nvlink * _PAYLOAD[protocol][0] / (shape.nvlink_weight * ramp))
+            if shape.nic_weight:
+                nic = t.network.efficiency * min(t.nic, self.link)
+                rates.append(nic * _PAYLOAD[protocol][1] / (shape.nic_weight * ramp))
+        share = shape.share * (shape.size / (shape.size - 1) if operation == "broadcast" else 1.0)
+        steps = max(_steps(t, shape, p, passes) for t in types)
+        base = max(_base(t, shape.algorithm, p, inside) for t in types)
+        if shape.algorithm == "pat":
+            # Its steps overlap, but each rank costs some time of its own.
+            base, steps = base + nccl.PAT_RANK * shape.size, steps / nccl.PAT_OVERLAP
+        return Timing(
+            bytes=passes * share * size,
+            latency=base + steps + passes * shape.switches,
+            cap=min(rates),
+            algorithm=_name(shape),
+            protocol=protocol,
+            which=which,
+        )
+
+    def _ramp(self, t: NodeType, size: float, shape: Shape, operation: str, protocol: str) -> float:
+        if operation in _MESSAGES or protocol != "simple" or size <= 0:
+            return 1.0
+        if shape.nodes > 1:
+            half, exponent = t.network.half_size * shape.size / shape.nodes / 8, t.network.exponent
+        elif shape.algorithm == "nvls" and t.nvls is not None:
+            half, exponent = t.nvls.half_size, t.nvls.exponent
+        else:
+            half, exponent = t.nvlink_ring.half_size * shape.size / 8, t.nvlink_ring.exponent
+        ramp: float = (half / size) ** exponent
+        return 1.0 + ramp
+
+
+def _nic_latency(t: NodeType) -> float:
+    """s that NIC and driver add to a step over the network; `network.hop` holds it twice, beside NCCL's own 14 us."""
+    return max(0.0, t.network.hop - nccl.NETWORK_STEP["ring"][2]) / 2
+
+
+def _base(t: NodeType, algorithm: str, p: int, inside: bool) -> float:
+    """s once a collective: the node type's in Simple, with NCCL's differences between protocols."""
+    simple = t.nvlink_ring.base if inside else t.network.base
+    if algorithm in ("nvls", "collnet") and t.nvls is not None:
+        return t.nvls.base + max(0.0, simple - nccl.BASE["ring"][2])
+    row = nccl.BASE.get(algorithm, nccl.BASE["ring"])
+    return max(0.0, simple + row[p] - row[2])
+
+
+def _nvlink_step(t: NodeType, algorithm: str, p: int) -> float:
+    if p == 2:
+        return t.nvlink_ring.hop
+    return nccl.NVLINK_STEP.get(algorithm, nccl.NVLINK_STEP["ring"])[p]
+
+
+def _network_step(t: NodeType, shape: Shape, p: int) -> float:
+    if shape.algorithm == "nvls":
+        return nccl.NVLS_STEP + 2 * _nic_latency(t)
+    if shape.algorithm == "collnet":
+        return nccl.COLLNET / 2 + _nic_latency(t)
+    if p == 2:
+        return t.network.hop
+    row = "tree" if shape.algorithm == "tree" or shape.size == shape.nodes else "ring"
+    return nccl.NETWORK_STEP[row][p] + _nic_latency(t)
+
+
+def _steps(t: NodeType, shape: Shape, p: int, passes: int) -> float:
+    """s of the steps that follow each other.
+
+    A ring of several nodes has N network and n-N NVLink edges, and a chunk takes n-1 of them a pass. The last chunk to
+    arrive is the one that skips the shortest: an NVLink edge, and of two passes two neighbouring edges.
+    """
+    nvlink, network = _nvlink_step(t, shape.algorithm, p), _network_step(t, shape, p)
+    steps = passes * (shape.nvlink_steps * nvlink + shape.network_steps * network)
+    if shape.algorithm == "ring" and shape.nodes > 1:
+        skipped = network if shape.size == shape.nodes else nvlink
+        steps -= skipped
+        if passes == 2:
+            steps -= nvlink if shape.size > 2 * shape.nodes else network
+    return steps
+
+
+def _name(shape: Shape) -> str:
+    return "nvls-tree" if shape.algorithm == "nvls" and shape.nodes > 1 else shape.algorithm

@@ -6,7 +6,7 @@ from colossim.cluster import Cluster, build_cluster
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, Scenario
-from colossim.simulation import stage_capacity, used_channels
+from colossim.simulation import library_of, stage_capacity, used_operations
 from colossim.traffic import Traffic, build_traffic, describe
 from colossim.units import format_count, format_rate, format_size
 from colossim.workload.build import build_programs
@@ -27,8 +27,8 @@ def explain(scenario: Scenario) -> dict[str, Section]:
     except ScenarioError as error:
         raise scenario.located(error) from None
     job = scenario.job
-    channels = used_channels(build_programs(plan, job))
-    traffic = build_traffic(cluster, plan, algorithm=job.collectives_algorithm, names=channels)
+    operations = used_operations(build_programs(plan, job))
+    traffic = build_traffic(cluster, plan, operations=operations, algorithms=library_of(cluster, job).able)
     sections = {
         "cluster": _cluster(scenario, cluster, traffic),
         "job": _job(job, plan),

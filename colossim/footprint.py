@@ -28,10 +28,12 @@ class Footprint:
     own: (role, link kind, weights over the cluster's GPUs); a rank's role says which of its groups is meant.
     group, link, weight: further links, coordinate by coordinate (bundles of the fabric, a neighbour's NIC or NVLink).
     share: (G,) part of a collective's S bytes that one pass puts on one edge.
-    latency: (G,) s of one pass over the group (a ring's n-1 steps, a message's way).
-    nvlink_load, nic_load: (G,) s/byte: largest weight over what a collective sustains on such a link.
+    nodes: (G,) that a group spans.  nvlink_steps, network_steps: (G,) that one pass waits for, one after the other.
+    switches: (G,) s that a pass spends in the fabric's switches.
+    nvlink_weight, nic_weight: (G,) largest number of edges on such a link.
     crossings: (3, G) edges that use the up (and the down) bundles of level 1, 2, 3.
     feeds: (2, 3, gpus) bool: whether that GPU's NIC out (0) or in (1) carries traffic over bundles of level 1, 2, 3.
+    usable: (G,) bool: whether a group can be played so at all; the others' columns mean nothing.
     Bundles of a level that cannot bind whatever the job are in `crossings` only, not in the coordinates.
     """
 
@@ -40,36 +42,56 @@ class Footprint:
     link: Ints
     weight: Floats
     share: Floats
-    latency: Floats
-    nvlink_load: Floats
-    nic_load: Floats
+    nodes: Ints
+    nvlink_steps: Floats
+    network_steps: Floats
+    switches: Floats
+    nvlink_weight: Floats
+    nic_weight: Floats
     crossings: Floats
     feeds: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+
+    @property
+    def facts(self) -> tuple[NDArray[Any], ...]:
+        """(G,) columns that tell groups apart before any link is looked at."""
+        return (
+            self.share, self.nodes, self.nvlink_steps, self.network_steps, self.switches,
+            self.nvlink_weight, self.nic_weight, self.usable,
+        )  # fmt: skip
+
+    def shape(self, group: int, algorithm: str, size: int, hardware: tuple[int, ...]) -> Shape:
+        """One group's facts as numbers. size: its ranks.  hardware: the node types among them."""
+        return Shape(
+            algorithm=algorithm,
+            size=size,
+            hardware=hardware,
+            share=float(self.share[group]),
+            nodes=int(self.nodes[group]),
+            nvlink_steps=float(self.nvlink_steps[group]),
+            network_steps=float(self.network_steps[group]),
+            switches=float(self.switches[group]),
+            nvlink_weight=float(self.nvlink_weight[group]),
+            nic_weight=float(self.nic_weight[group]),
+            usable=bool(self.usable[group]),
+        )
 
 
 @dataclass(frozen=True)
-class Constants:
-    """Per GPU, from its node type: what collectives sustain and what a step costs before the switches."""
+class Shape:
+    """What timing needs of one group under one algorithm; fields as in `Footprint`. hardware: its node types' indices."""
 
-    nvlink_hop: Floats  # s of one step over NVLink
-    network_hop: Floats  # s of one step over the network, without switches
-    nvlink_rate: Floats  # bytes/s that a collective sustains on an NVLink edge
-    nic_rate: Floats  # bytes/s that a collective sustains on a network edge
-
-    @staticmethod
-    def of(cluster: Cluster) -> Constants:
-        types = cluster.node_types
-        link = cluster.fabric.link
-
-        def column(values: list[float]) -> Floats:
-            return np.asarray(values, dtype=np.float64)[cluster.gpu_type]
-
-        return Constants(
-            nvlink_hop=column([t.nvlink_ring.hop for t in types]),
-            network_hop=column([t.network.hop for t in types]),
-            nvlink_rate=column([t.nvlink_ring.bandwidth for t in types]),
-            nic_rate=column([t.network.efficiency * min(t.nic, link) for t in types]),
-        )
+    algorithm: str
+    size: int
+    hardware: tuple[int, ...]
+    share: float
+    nodes: int
+    nvlink_steps: float
+    network_steps: float
+    switches: float
+    nvlink_weight: float
+    nic_weight: float
+    usable: bool = True
 
 
 class Edges:

@@ -76,7 +76,7 @@ class _Static:
 
 
 def _quantised(weights: Floats) -> Hashes:
-    return (weights * _PER_UNIT).astype(np.uint64)
+    return np.rint(weights * _PER_UNIT).astype(np.uint64)
 
 
 def _bits(values: Floats, salt: int) -> Hashes:
@@ -102,7 +102,7 @@ def _static(traffic: Traffic, bundles: bool) -> _Static:
         extras.append((footprint.group[keep], link, _quantised(footprint.weight[keep])))
         touched[link] = True
         start = _mix(np.array([channel.size]), 11 + number)
-        for salt, column in enumerate((footprint.latency, footprint.nvlink_load, footprint.nic_load, footprint.share)):
+        for salt, column in enumerate(footprint.facts):
             start = start + _bits(column, 101 + salt)
         starts.append(start)
     capacity = _bits(traffic.capacity, 7) + _table(len(LINK_KINDS), 5)[traffic.cluster.link_kinds()]

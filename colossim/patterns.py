@@ -6,14 +6,16 @@ follows from these counts (tests/test_traffic.py enumerates them). None loops ov
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
-from colossim.footprint import LEVELS, Constants, Edges, Floats, Footprint, Ints, Runs
+from colossim.footprint import LEVELS, Edges, Floats, Footprint, Ints, Runs
 
 
-def ring(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+def ring(cluster: Cluster, members: Ints) -> Footprint:
     """NCCL's flat rings: C = max q_i lanes through all members, lane k leaves node i by member floor(k q_i / C).
 
         node 0: g0 - g1 - g2 - g3          lane 0 leaves by g0 and enters the next node there,
@@ -55,19 +57,17 @@ def ring(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
         column[flat] = weights
         return column
 
-    # A pass is as slow as its slowest lane; the first chunk does not wait for the ring's last edge.
-    hop = constants.network_hop[src] + routes.latency
     start_of_group = np.arange(groups) * n
-    inside_hops = (runs.size - 1) * constants.nvlink_hop[flat[runs.start]]
-    latency = np.bincount(runs.group, weights=inside_hops, minlength=groups)
-    largest = np.zeros(groups)
+    # A pass is as slow as its slowest lane; the last chunk to arrive is the one that skips the ring's shortest edge.
+    switches, shortest = np.zeros(groups), np.zeros(groups)
     lanes_of = np.where(runs.count > 1, runs.lanes, 0)
     if run.size:
         offset = np.cumsum(lanes_of) - lanes_of
-        per_lane = np.bincount(offset[group] + lane, weights=hop, minlength=int(lanes_of.sum()))
+        per_lane = np.bincount(offset[group] + lane, weights=routes.latency, minlength=int(lanes_of.sum()))
         many = np.flatnonzero(runs.count > 1)
-        latency[many] += np.maximum.reduceat(per_lane, offset[many])
-        largest[many] = np.maximum.reduceat(hop, np.flatnonzero(np.diff(group, prepend=-1)))
+        switches[many] = np.maximum.reduceat(per_lane, offset[many])
+        shortest[many] = np.minimum.reduceat(routes.latency, np.flatnonzero(np.diff(group, prepend=-1)))
+        shortest[runs.count < n] = 0.0
     group_rows, link_rows, weight_rows = edges.rows()
     return Footprint(
         own=(
@@ -80,21 +80,25 @@ def ring(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
         link=link_rows,
         weight=weight_rows,
         share=(n - 1) / (n * runs.lanes.astype(np.float64)),
-        latency=latency - largest,
-        nvlink_load=np.maximum.reduceat(np.maximum(out, into) / constants.nvlink_rate[flat], start_of_group),
-        nic_load=np.maximum.reduceat(np.maximum(exits, entries) / constants.nic_rate[flat], start_of_group),
+        nodes=runs.count,
+        nvlink_steps=np.where(runs.count > 1, n - runs.count, n - 1).astype(np.float64),
+        network_steps=np.where(runs.count > 1, runs.count, 0).astype(np.float64),
+        switches=switches - shortest,
+        nvlink_weight=np.maximum.reduceat(np.maximum(out, into), start_of_group).astype(np.float64),
+        nic_weight=np.maximum.reduceat(np.maximum(exits, entries), start_of_group).astype(np.float64),
         crossings=edges.crossings,
         feeds=edges.feeds,
+        usable=np.ones(groups, dtype=bool),
     )
 
 
-def hierarchical(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+def hierarchical(cluster: Cluster, members: Ints) -> Footprint:
     """Reduce inside the node, ring between nodes on each rail, gather inside: bytes as the flat ring's, latency of two levels.
 
     Per unit of a network edge (2 (N-1)/N S/q for an all-reduce) NVLink carries (q-1) N/(N-1) units.
     Groups that sit in one node, or have unequal members a node, are played as flat rings.
     """
-    flat_ring = ring(cluster, constants, members)
+    flat_ring = ring(cluster, members)
     groups, n = members.shape
     runs = Runs.of(cluster, members)
     smallest = np.minimum.reduceat(runs.size, runs.first)
@@ -114,25 +118,19 @@ def hierarchical(cluster: Cluster, constants: Constants, members: Ints) -> Footp
             column = column.copy()
             column[flat[is_even]] = weights[is_even]
         own.append((role, kind, column))
-    # The flat ring pays (n-N) NVLink hops a pass; two levels pay q-1.
-    saved = (nodes * (q - 1) - (q - 1)) * constants.nvlink_hop[flat[start]]
-    load = np.maximum.reduceat(weights / constants.nvlink_rate[flat], start)
-    return Footprint(
+    return replace(
+        flat_ring,
         own=tuple(own),
-        group=flat_ring.group,
-        link=flat_ring.link,
-        weight=flat_ring.weight,
         share=np.where(even, (nodes - 1) / (nodes * q), flat_ring.share),
-        latency=np.where(even, flat_ring.latency - saved, flat_ring.latency),
-        nvlink_load=np.where(even, load, flat_ring.nvlink_load),
-        nic_load=flat_ring.nic_load,
-        crossings=flat_ring.crossings,
-        feeds=flat_ring.feeds,
+        # The flat ring pays n-N NVLink hops a pass; two levels pay q-1.
+        nvlink_steps=np.where(even, q - 1, flat_ring.nvlink_steps),
+        network_steps=np.where(even, nodes - 1, flat_ring.network_steps),
+        nvlink_weight=np.where(even, nvlink_weight, flat_ring.nvlink_weight),
     )
 
 
 def _neighbours(
-    cluster: Cluster, constants: Constants, src: Ints, dst: Ints, group: Ints, groups: int, receiver: int
+    cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int, receiver: int
 ) -> Footprint:
     """One message an edge from src to dst; `receiver` is the role of dst (1 for a pair, 0 for a ring of equals)."""
     gpus = cluster.gpus
@@ -146,11 +144,11 @@ def _neighbours(
         column[where] = 1.0
         return column
 
-    hop = np.where(inside, constants.nvlink_hop[src], constants.network_hop[src] + routes.latency)
-    latency, nvlink_load, nic_load = np.zeros(groups), np.zeros(groups), np.zeros(groups)
-    np.maximum.at(latency, group, hop)
-    np.maximum.at(nvlink_load, group[inside], 1.0 / constants.nvlink_rate[src[inside]])
-    np.maximum.at(nic_load, group[~inside], 1.0 / constants.nic_rate[src[~inside]])
+    # All send at once: the slowest message is over the network, if one is.
+    outside = np.bincount(group[~inside], minlength=groups) > 0
+    switches, nvlink_weight = np.zeros(groups), np.zeros(groups)
+    np.maximum.at(switches, group, routes.latency)
+    nvlink_weight[group[inside]] = 1.0
     group_rows, link_rows, weight_rows = edges.rows()
     return Footprint(
         own=(
@@ -163,28 +161,32 @@ def _neighbours(
         link=link_rows,
         weight=weight_rows,
         share=np.ones(groups),
-        latency=latency,
-        nvlink_load=nvlink_load,
-        nic_load=nic_load,
+        nodes=np.where(outside, 2, 1),
+        nvlink_steps=np.where(outside, 0.0, 1.0),
+        network_steps=np.where(outside, 1.0, 0.0),
+        switches=switches,
+        nvlink_weight=nvlink_weight,
+        nic_weight=np.where(outside, 1.0, 0.0),
         crossings=edges.crossings,
         feeds=edges.feeds,
+        usable=np.ones(groups, dtype=bool),
     )
 
 
-def shift(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+def shift(cluster: Cluster, members: Ints) -> Footprint:
     """Every member sends to the next of its group, the last to the first (a hop of ring attention). members: (G, n)."""
     groups, n = members.shape
     group = np.repeat(np.arange(groups), n)
-    return _neighbours(cluster, constants, members.ravel(), np.roll(members, -1, axis=1).ravel(), group, groups, 0)
+    return _neighbours(cluster, members.ravel(), np.roll(members, -1, axis=1).ravel(), group, groups, 0)
 
 
-def pair(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+def pair(cluster: Cluster, members: Ints) -> Footprint:
     """Column 0 sends to column 1 (a stage boundary). members: (G, 2)."""
     groups = members.shape[0]
-    return _neighbours(cluster, constants, members[:, 0], members[:, 1], np.arange(groups), groups, 1)
+    return _neighbours(cluster, members[:, 0], members[:, 1], np.arange(groups), groups, 1)
 
 
-def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footprint:
+def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     """Every member has a message for every other; counts are messages a link.
 
     On a rail-optimized fabric that forwards (PXN), a message crosses NVLink to the sender's neighbour on the rail of its
@@ -239,7 +241,6 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
     far = (edges.crossings > 0).sum(axis=0)
     start = np.arange(groups) * n
     switches = np.where(runs.count > 1, 2 * far + 1, 0)
-    hop = np.where(runs.count > 1, constants.network_hop[flat[start]], constants.nvlink_hop[flat[start]])
     columns = {NVLINK_OUT: out, NVLINK_IN: out.copy(), NIC_OUT: leaves, NIC_IN: into}
     group_rows, link_rows, weight_rows = edges.rows()
     if looked_up.any():
@@ -258,11 +259,15 @@ def all_to_all(cluster: Cluster, constants: Constants, members: Ints) -> Footpri
         link=link_rows,
         weight=weight_rows,
         share=np.full(groups, 1.0 / n),
-        latency=hop + switches * fabric.hop_latency,
-        nvlink_load=np.maximum.reduceat(nvlink / constants.nvlink_rate[flat], start),
-        nic_load=np.maximum.reduceat(nic / constants.nic_rate[flat], start),
+        nodes=runs.count,
+        nvlink_steps=np.where(runs.count > 1, 0.0, 1.0),
+        network_steps=np.where(runs.count > 1, 1.0, 0.0),
+        switches=switches * fabric.hop_latency,
+        nvlink_weight=np.maximum.reduceat(nvlink, start),
+        nic_weight=np.maximum.reduceat(nic, start),
         crossings=edges.crossings,
         feeds=edges.feeds,
+        usable=np.ones(groups, dtype=bool),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from colossim.footprint import LEVELS, Floats, Ints
+from colossim.footprint import LEVELS, Floats, Ints, Shape
 from colossim.partition import Partition, firsts
 from colossim.traffic import BOUNDARY_CHANNELS, Channel, Traffic
 
@@ -19,21 +19,15 @@ class GroupClass:
     """Groups that behave alike. members: rank classes, a role each for boundaries (sender, receiver).
 
     links: (link class, summed weight of the whole class on one such link).  passive: the same for `Quotient.passive`,
-    averaged over the links.  share: part of S that one pass puts on an edge.  latency: s a pass.
-    nvlink_load, nic_load: s/byte of an edge.  hardware: node type of the slowest member.
+    averaged over the links.  shape: what timing needs of each of its groups.
     """
 
     channel: int
     count: int
-    size: int
     members: tuple[int, ...]
     links: tuple[tuple[int, float], ...]
     passive: tuple[tuple[int, float], ...]
-    share: float
-    latency: float
-    nvlink_load: float
-    nic_load: float
-    hardware: int
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,9 @@ class RankClass:
 
 @dataclass(frozen=True)
 class Quotient:
-    """The folded job: what the engine plays. channels: names; groups: classes a channel.
+    """The folded job: what the engine plays. channels: (name, algorithm); groups: classes a channel.
+
+    A name stands once for each algorithm that its groups may run; the classes of all of them are the same groups.
 
     links: classes of links that can bind.  passive: the fabric's other bundles, one entry a level and direction, which
     carry bytes but never bind.  foreign: channels that use NICs or NVLinks of GPUs which are not members (relays).
@@ -67,7 +63,7 @@ class Quotient:
     """
 
     ranks: tuple[RankClass, ...]
-    channels: tuple[str, ...]
+    channels: tuple[tuple[str, str], ...]
     groups: tuple[tuple[GroupClass, ...], ...]
     links: tuple[LinkClass, ...]
     passive: tuple[LinkClass, ...]
@@ -108,7 +104,7 @@ def quotient(traffic: Traffic, partition: Partition) -> Quotient:
         )
         for f, c in zip(rank_first, rank_count, strict=True)
     )
-    names = tuple(channel.name for channel in traffic.channels)
+    names = tuple((channel.name, channel.algorithm) for channel in traffic.channels)
     foreign = frozenset(i for i, c in enumerate(traffic.channels) if np.any(c.footprint.link < 4 * gpus))
     return Quotient(rank_classes, names, tuple(group_classes), links, passive, partition, foreign, False)
 
@@ -196,7 +192,6 @@ def _group_classes(
     members = partition.rank[channel.members[first]]
     hardware = traffic.hardware[channel.members[first]]
     boundary = channel.name in BOUNDARY_CHANNELS
-    slowest = np.asarray([t.nvlink_ring.bandwidth for t in traffic.cluster.node_types])
     bounds = np.searchsorted(rows[0], np.arange(first.size + 1))
     footprint = channel.footprint
     carried = _passive_weights(traffic, channel, partition, number, passive)
@@ -209,17 +204,12 @@ def _group_classes(
             GroupClass(
                 channel=number,
                 count=int(count[i]),
-                size=channel.size,
                 members=tuple(int(m) for m in (row if boundary else np.unique(row))),
                 links=tuple(
                     (int(link), float(weight)) for link, weight in zip(rows[1][part], rows[2][part], strict=True)
                 ),
                 passive=tuple((j, float(column[i])) for j, column in enumerate(carried) if column[i] > 0),
-                share=float(footprint.share[f]),
-                latency=float(footprint.latency[f]),
-                nvlink_load=float(footprint.nvlink_load[f]),
-                nic_load=float(footprint.nic_load[f]),
-                hardware=int(types[np.argmin(slowest[types])]),
+                shape=footprint.shape(int(f), channel.algorithm, channel.size, tuple(int(t) for t in types)),
             )
         )
     return tuple(classes)

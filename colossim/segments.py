@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from colossim.catalog.types import NodeType
-from colossim.collective import Timing, timing
+from colossim.collective import Library, Timing
+from colossim.footprint import Shape
 from colossim.quotient import GroupClass, Quotient, RankClass
 from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
 
@@ -179,15 +179,17 @@ class Compiler:
     """
 
     quotient: Quotient
-    nodes: tuple[NodeType, ...]
+    library: Library
     kernel_seconds: Callable[[Compute, int], float]
     slowdown: float
+    #: (channel name, operation, bytes, nodes, algorithm, protocol) of every collective that was compiled
+    chosen: set[tuple[str, str, float, int, str, str]] = field(default_factory=set)
     _bodies: dict[tuple[object, ...], tuple[tuple[Step, ...], frozenset[tuple[str, int]]]] = field(default_factory=dict)
     _conflicts: list[frozenset[int]] = field(default_factory=list)
     _always: frozenset[int] = frozenset()
     _private: frozenset[int] = frozenset()
     _meets: frozenset[int] = frozenset()
-    _shapes: dict[tuple[float, ...], int] = field(default_factory=dict)
+    _shapes: dict[tuple[Shape, float], int] = field(default_factory=dict)
     _held: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -201,13 +203,16 @@ class Compiler:
             i for i, classes in enumerate(quotient.groups) if any(len(group.members) > 1 for group in classes)
         )
         self._last = max(rank.stage for rank in quotient.ranks)
-        self._number = {name: i for i, name in enumerate(quotient.channels)}
+        # Each name's channels, one an algorithm.
+        self._numbers: dict[str, list[int]] = {}
+        for i, (name, _) in enumerate(quotient.channels):
+            self._numbers.setdefault(name, []).append(i)
         # Bundles of the fabric are shared with groups that this rank knows nothing of.
         own = {i for i, link in enumerate(quotient.links) if link.kind.startswith(("nvlink", "nic"))}
         self._private = frozenset(i for i, mine in enumerate(touched) if mine <= own) - quotient.foreign
         # What a peer can start at any time: boundary transfers, and whatever crosses a GPU without asking it.
         self._always = quotient.foreign | {
-            i for i, name in enumerate(quotient.channels) if name in ("forward", "backward")
+            i for i, (name, _) in enumerate(quotient.channels) if name in ("forward", "backward")
         }
 
     # -- what a rank class sees --------------------------------------------------------------------------------------
@@ -220,10 +225,7 @@ class Compiler:
         if group is None:
             return -1
         rates = tuple(self.quotient.links[link].capacity / weight for link, weight in group.links)
-        key = (
-            group.size, group.share, group.latency, group.nvlink_load, group.nic_load, group.hardware,
-            min(rates, default=0.0),
-        )  # fmt: skip
+        key = (group.shape, min(rates, default=0.0))
         return self._shapes.setdefault(key, len(self._shapes))
 
     def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
@@ -304,15 +306,15 @@ class Compiler:
             steps.append(Until(op.tag))
             in_flight.pop(op.tag, None)
         elif isinstance(op, Send):
-            channel = self._number[op.direction]
+            (channel,) = self._numbers[op.direction]
             group = self._group(rank, channel)
             assert group is not None
             wraps = (op.direction == "forward" and rank.stage == self._last) - (
                 op.direction == "backward" and rank.stage == 0
             )
-            steps.append(Ship(channel, timing("send", op.size, group, self.nodes[group.hardware]), op.blocking, wraps))
+            steps.append(Ship(channel, self.library.timing("send", op.size, (group.shape,)), op.blocking, wraps))
         elif isinstance(op, Receive):
-            steps.append(Fetch(self._number[op.direction]))
+            steps.append(Fetch(self._numbers[op.direction][0]))
         else:
             raise TypeError(f"not an operation of a program: {op!r}")
 
@@ -322,10 +324,11 @@ class Compiler:
         return self.kernel_seconds(op, rank.hardware), CATEGORY[op.category]
 
     def _timing(self, op: Collective, rank: RankClass) -> tuple[int, GroupClass, Timing]:
-        channel = self._number[op.channel]
-        group = self._group(rank, channel)
-        assert group is not None
-        return channel, group, timing(op.operation, op.size, group, self.nodes[group.hardware])
+        groups = [(i, group) for i in self._numbers[op.channel] if (group := self._group(rank, i)) is not None]
+        t = self.library.timing(op.operation, op.size, [group.shape for _, group in groups])
+        self.chosen.add((op.channel, op.operation, op.size, groups[0][1].shape.nodes, t.algorithm, t.protocol))
+        channel, group = groups[t.which]
+        return channel, group, t
 
     def _with_host(self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass) -> tuple[Op | _Host, ...]:
         """Adds what launching the pass's kernels costs beyond running them: (gpu^q + host^q)^(1/q) - gpu (models.md 2)."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from colossim.cluster import Cluster, build_cluster
+from colossim.collective import Library
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
 from colossim.errors import DoesNotFit, ScenarioError, SimulationError
@@ -23,7 +24,7 @@ from colossim.fold import fold
 from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
-from colossim.scenario.schema import Scenario
+from colossim.scenario.schema import JobSpec, Scenario
 from colossim.segments import Compiler, Leg
 from colossim.traffic import Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
@@ -48,20 +49,29 @@ class LaidOut:
     cluster: Cluster
     programs: tuple[StageProgram, ...]
     traffic: Traffic
+    library: Library
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything before the first event. legs: a compiled program a rank class."""
+    """Everything before the first event. legs: a compiled program a rank class.
+
+    chosen: (channel, operation, bytes, nodes, algorithm, protocol) of the collectives.
+    """
 
     laid: LaidOut
     quotient: Quotient
     legs: list[tuple[Leg, ...]]
+    chosen: tuple[tuple[str, str, float, int, str, str], ...]
 
 
-def used_channels(programs: tuple[StageProgram, ...]) -> frozenset[str]:
-    """Names of the channels that the programs communicate over."""
-    names: set[str] = set()
+def used_operations(programs: tuple[StageProgram, ...]) -> dict[str, frozenset[str]]:
+    """Channel name -> operations that the programs do over it."""
+    found: dict[str, set[str]] = {}
+
+    def note(channel: str, operation: str) -> None:
+        found.setdefault(channel, set()).add(operation)
+
     seen: set[int] = set()
     for program in programs:
         for body in (program.epilogue, *(p.body for p in program.passes)):
@@ -70,12 +80,12 @@ def used_channels(programs: tuple[StageProgram, ...]) -> frozenset[str]:
             seen.add(id(body))
             for op in body:
                 if isinstance(op, Collective):
-                    names.add(op.channel)
+                    note(op.channel, op.operation)
                 elif isinstance(op, Post):
-                    names.add(op.collective.channel)
+                    note(op.collective.channel, op.collective.operation)
                 elif isinstance(op, Send | Receive):
-                    names.add(op.direction)
-    return frozenset(names)
+                    note(op.direction, "send")
+    return {channel: frozenset(operations) for channel, operations in found.items()}
 
 
 def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
@@ -90,8 +100,27 @@ def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
     check_memory(scenario, plan, cluster)
     programs = build_programs(plan, job)
     _tell(progress, "laying the job onto it", 0.05)
-    traffic = build_traffic(cluster, plan, algorithm=job.collectives_algorithm, names=used_channels(programs))
-    return LaidOut(scenario, plan, cluster, programs, traffic)
+    library = library_of(cluster, job)
+    traffic = build_traffic(cluster, plan, operations=used_operations(programs), algorithms=library.able)
+    return LaidOut(scenario, plan, cluster, programs, traffic, library)
+
+
+def library_of(cluster: Cluster, job: JobSpec) -> Library:
+    """The job's communication library on the cluster's machines."""
+    able: set[str] = set(job.software.algorithms)
+    if not cluster.fabric.sharp:
+        able.discard("collnet")
+    if any(node.nvls is None for node in cluster.node_types):
+        able -= {"nvls", "collnet"}
+    if job.collectives_algorithm not in ("auto", "nvls", "collnet"):
+        able.add(job.collectives_algorithm)
+    return Library(
+        nodes=cluster.node_types,
+        link=cluster.fabric.link,
+        able=frozenset(able),
+        algorithm=job.collectives_algorithm,
+        protocol=job.collectives_protocol,
+    )
 
 
 def _tell(progress: Progress | None, what: str, share: float) -> None:
@@ -112,8 +141,9 @@ def compile_setup(laid: LaidOut, quotient: Quotient) -> Setup:
         return seconds[key]
 
     overlap = job.software.overlap
-    compiler = Compiler(quotient, nodes, kernel_seconds, overlap.compute or overlap.transfer)
-    return Setup(laid, quotient, [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks])
+    compiler = Compiler(quotient, laid.library, kernel_seconds, overlap.compute or overlap.transfer)
+    legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
+    return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)))
 
 
 def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:

@@ -10,32 +10,35 @@ Slack bundles are found here: a bundle whose feeding NICs sum to no more than it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim import patterns
+from colossim import patterns, trees
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
-from colossim.footprint import LEVELS, Constants, Floats, Footprint, Ints
+from colossim.footprint import LEVELS, Floats, Footprint, Ints
+from colossim.nccl import CAN
 from colossim.scenario.derive import Plan
 
 #: Channels a job can have, in the order in which they are numbered.
 COLLECTIVE_CHANNELS = ("tensor", "context", "expert", "data", "expert_data")
 BOUNDARY_CHANNELS = ("forward", "backward")
 
-Builder = Callable[[Cluster, Constants, Ints], Footprint]
+Builder = Callable[[Cluster, Ints], Footprint]
 
 
 @dataclass(frozen=True)
 class Channel:
     """All groups of one kind. members: (G, n) ranks; a boundary's columns are sender and receiver.
 
-    roles: for each role the (R,) group of every rank, -1 where it has none. footprint: what the groups put on links.
+    roles: for each role the (R,) group of every rank, -1 where it has none. footprint: what the groups put on links when
+    they run `algorithm`. A kind of communication that may run several has a channel each, of the same groups.
     """
 
     name: str
+    algorithm: str
     members: Ints
     roles: tuple[Ints, ...]
     footprint: Footprint
@@ -67,7 +70,7 @@ class Traffic:
     aligned: bool
 
     def channel(self, name: str) -> Channel | None:
-        """The channel of this name, or None if no group of it has two members."""
+        """The (first) channel of this name, or None if no group of it has two members."""
         return next((c for c in self.channels if c.name == name), None)
 
 
@@ -138,27 +141,48 @@ def describe(channel: Channel, cluster: Cluster, ranks: int) -> str:
     return f"{channel.groups:,} groups of {channel.size:,} over {', '.join(crossed)}"
 
 
-def build_traffic(cluster: Cluster, plan: Plan, *, algorithm: str = "ring", names: frozenset[str]) -> Traffic:
-    """Lays the job onto the cluster. names: channels that the programs use; algorithm: ring or hierarchical."""
+#: Algorithms that put bytes on links in their own way, and what counts them.
+ALGORITHMS: dict[str, Builder] = {
+    "ring": patterns.ring,
+    "hierarchical": patterns.hierarchical,
+    "tree": trees.tree,
+    "nvls": trees.nvls,
+    "collnet": trees.collnet,
+    "pat": trees.pat,
+}
+#: Channels whose messages are what they are, whatever the library would choose.
+_FIXED: dict[str, tuple[str, Builder]] = {
+    "context": ("shift", patterns.shift),
+    "expert": ("direct", patterns.all_to_all),
+    "forward": ("send", patterns.pair),
+    "backward": ("send", patterns.pair),
+}
+
+
+def build_traffic(
+    cluster: Cluster, plan: Plan, *, operations: Mapping[str, frozenset[str]], algorithms: frozenset[str]
+) -> Traffic:
+    """Lays the job onto the cluster.
+
+    operations: those that the programs use, by channel name.  algorithms: those that collectives may run beside a ring;
+    an algorithm is laid out where an operation of the channel can use it and at least one group is able to.
+    """
     ranks = plan.world
-    constants = Constants.of(cluster)
-    data_builder: Builder = patterns.hierarchical if algorithm == "hierarchical" else patterns.ring
-    builders: dict[str, Builder] = {
-        "tensor": data_builder,
-        "context": patterns.shift,
-        "expert": patterns.all_to_all,
-        "data": data_builder,
-        "expert_data": data_builder,
-        "forward": patterns.pair,
-        "backward": patterns.pair,
-    }
     channels = []
     for name, members in group_members(plan).items():
-        if name not in names:
+        if name not in operations:
             continue
         columns = [members[:, :1], members[:, 1:]] if name in BOUNDARY_CHANNELS else [members]
         roles = tuple(_group_of(column, ranks) for column in columns)
-        channels.append(Channel(name, members, roles, builders[name](cluster, constants, members)))
+        if name in _FIXED:
+            algorithm, builder = _FIXED[name]
+            channels.append(Channel(name, algorithm, members, roles, builder(cluster, members)))
+            continue
+        for algorithm, builder in ALGORITHMS.items():
+            if algorithm == "ring" or (algorithm in algorithms and operations[name] & CAN[algorithm]):
+                footprint = builder(cluster, members)
+                if footprint.usable.any():
+                    channels.append(Channel(name, algorithm, members, roles, footprint))
     stage = stage_of_ranks(plan)
     capacity = cluster.capacity()
     return Traffic(

@@ -23,6 +23,8 @@ KINDS: dict[str, type[Entry]] = {
     "models": Model,
     "software": Software,
 }
+#: Fields of entries that hold an entry themselves.
+_HOLDING = frozenset({"gpu"})
 Extra = dict[str, dict[str, Any]]
 _HERE = Path(__file__).parent
 
@@ -45,7 +47,7 @@ def entry(kind: str, name: str, extra: Extra | None = None) -> dict[str, Any]:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
         raise ValueError(f"`{name}` is not in the catalogue of {kind}: {hint}")
-    return {"name": name, **_shipped(kind, name)}
+    return {**based(kind, _shipped(kind, name)), "name": name}
 
 
 def based(kind: str, fields: dict[str, Any], extra: Extra | None = None) -> dict[str, Any]:
@@ -62,7 +64,9 @@ def _changed(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(fields)
     for key, item in changes.items():
         old = result.get(key)
-        if isinstance(item, dict) and "base" not in item and isinstance(old, str | dict):
+        # `base` names an entry where the field holds one (a node's GPU); a curve has a field of that name.
+        anew = key in _HOLDING and isinstance(item, dict) and "base" in item
+        if isinstance(item, dict) and not anew and isinstance(old, str | dict):
             item = {"base": old, **item} if isinstance(old, str) else _changed(old, item)
         result[key] = item
     return result

@@ -104,12 +104,27 @@ class RingCurve(Facts):
     hop: Seconds = Field(description="s of one step of a ring over NVLink")
 
 
+class NvlsCurve(Facts):
+    """Reduction in the NVSwitch: base + bytes/bandwidth (1 + (half_size/S)^exponent), (1 + 1/n) S bytes a GPU."""
+
+    bandwidth: Rate = Field(description="bytes/s that a GPU's NVLink sustains for long messages")
+    half_size: Size = Field(description="S0: bytes at which the ramp has cost as much as the transfer")
+    exponent: Factor = Field(description="g of the ramp")
+    base: Seconds = Field(description="s, once a collective")
+    nominal: SomeShare = Field(description="what NCCL's tuner believes it reaches of the rings' rate")
+
+
 class NetworkCurve(Facts):
-    """Collectives over the network."""
+    """Collectives over the network: base + steps x hop + bytes/(efficiency x NIC) (1 + (half_size q/8 / S)^exponent)."""
 
     efficiency: SomeShare = Field(description="share of the NIC's rate that a collective's edge sustains")
     base: Seconds = Field(description="s, once a collective")
-    hop: Seconds = Field(description="s of one step over the network, before switches")
+    hop: Seconds = Field(description="s of one step over the network in protocol Simple, before switches")
+    half_size: Size = Field(
+        default="0 B", validate_default=True, description="S0 of the ramp, for 8 GPUs of a group a node"
+    )
+    exponent: Factor = Field(default=0.5, description="g of the ramp")
+    ll128: bool = Field(default=True, description="whether NCCL runs protocol LL128 over it")
 
 
 class NodeType(Entry):
@@ -121,6 +136,7 @@ class NodeType(Entry):
     nic: Rate = Field(description="bytes/s of the NIC of each GPU, one direction")
     nvlink_ring: RingCurve = Field(description="what rings over NVLink sustain")
     network: NetworkCurve = Field(description="what collectives over the network sustain")
+    nvls: NvlsCurve | None = Field(default=None, description="what its NVSwitch reduces; null where it can't")
     overhead_power: Watts = Field(description="W of CPUs, NICs, fans: all that isn't a GPU")
 
 
@@ -152,6 +168,7 @@ class Fabric(Entry):
         validate_default=True,
         description="share of the line rate that congestion control sustains",
     )
+    sharp: bool = Field(default=False, description="whether its switches reduce (SHARP), for `collnet`")
     planes: Positive = Field(default=1, description="independent copies of the switches, each with 1/planes of a NIC")
     graph: str | None = Field(default=None, description="file of a networkx graph (type: graph)")
 
@@ -251,3 +268,6 @@ class Software(Entry):
     tensor_overlap: Share = Field(description="part of a tensor collective that overlap.tensor hides")
     boundary: Literal["scattered", "full"] = Field(description="whether a stage boundary moves 1/t a rank")
     workspace: Size = Field(description="CUDA context, NCCL buffers, workspace")
+    algorithms: tuple[Literal["ring", "tree", "nvls", "collnet", "pat"], ...] = Field(
+        default=("ring", "tree", "nvls", "collnet", "pat"), description="those of its NCCL, which takes the cheapest"
+    )

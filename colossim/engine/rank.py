@@ -2,7 +2,7 @@
 
 A `Member` is one rank class at play: its compute stream, its place in each group, and what it remembers of the step.
 A `Group` is one class of groups (or of stage boundaries): its members meet here, and its collectives run first-in
-first-out, as on one communicator.
+first-out on the group's `Communicator`.
 """
 
 from __future__ import annotations
@@ -57,11 +57,40 @@ class Call(Activity):
         return self.done
 
 
-class Group:
-    """A class of groups at play. watched: keep the throughput for the plots; watchers: members whose kernels it slows."""
+class Communicator:
+    """The order of a group's collectives: first-in first-out, whatever algorithm each runs."""
 
-    def __init__(self, network: Network, kind: GroupClass, boundary: bool, watched: bool) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
+        self._queue: deque[Call] = deque()
+        self._busy = False
+
+    def post(self, call: Call) -> None:
+        """The call takes its turn."""
+        if self._busy:
+            self._queue.append(call)
+        else:
+            self._busy = True
+            self.network.start(call, call.latency)
+
+    def turn(self) -> None:
+        """A call has ended: the next one begins."""
+        if self._queue:
+            following = self._queue.popleft()
+            self.network.start(following, following.latency)
+        else:
+            self._busy = False
+
+
+class Group:
+    """A class of groups at play, under one algorithm; those of one kind of communication share a communicator.
+
+    watched: keep the throughput for the plots; watchers: members whose kernels it slows.
+    """
+
+    def __init__(self, communicator: Communicator, kind: GroupClass, boundary: bool, watched: bool) -> None:
+        self.communicator = communicator
+        self.network = communicator.network
         self.kind = kind
         self.boundary = boundary
         self.needed = 1 if boundary else len(kind.members)
@@ -73,8 +102,6 @@ class Group:
         self.watchers: tuple[Member, ...] = ()
         self._calls: dict[Hashable, Call] = {}
         self._meetings: dict[int, list[tuple[Member, float, Segment]]] = {}
-        self._queue: deque[Call] = deque()
-        self._busy = False
 
     def call(self, key: Hashable) -> Call:
         """The call that goes by this key, made by whoever asks first."""
@@ -95,22 +122,14 @@ class Group:
             call.latency = timing.latency * exposed
             call.cap = timing.cap
             call.posted = self.network.env.now
-            if self._busy:
-                self._queue.append(call)
-            else:
-                self._busy = True
-                self.network.start(call, call.latency)
+            self.communicator.post(call)
         return call
 
     def ended(self, call: Activity) -> None:
         """A call's bytes have arrived: the next one takes its turn."""
         if call.done is not None:
             call.done.succeed()
-        if self._queue:
-            following = self._queue.popleft()
-            self.network.start(following, following.latency)
-        else:
-            self._busy = False
+        self.communicator.turn()
 
     def book(self, part: Part, begin: float) -> None:
         """Counts the bytes on an edge that a part of a segment moved; what overlap hides of it is in no instant's rate."""

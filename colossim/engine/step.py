@@ -10,7 +10,7 @@ import simpy
 from simpy.core import EmptySchedule
 
 from colossim.engine.network import Network
-from colossim.engine.rank import BUBBLE, STRAGGLER, Group, Member
+from colossim.engine.rank import BUBBLE, STRAGGLER, Communicator, Group, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.quotient import GroupClass, LinkClass, Quotient
 from colossim.segments import Leg, Segment
@@ -46,9 +46,17 @@ def play(
     def seen(kind: GroupClass) -> bool:
         return bool(kind.passive) or any(link in watched for link, _ in kind.links)
 
+    # Whatever algorithm a channel stands for, its classes are those of the name's groups.
+    communicators = {
+        name: [Communicator(network) for _ in classes]
+        for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
+    }
     groups = [
-        [Group(network, kind, name in BOUNDARY_CHANNELS, seen(kind)) for kind in classes]
-        for name, classes in zip(quotient.channels, quotient.groups, strict=True)
+        [
+            Group(communicators[name][i], kind, name in BOUNDARY_CHANNELS, seen(kind))
+            for i, kind in enumerate(classes)
+        ]
+        for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
     ]
     recorded: set[tuple[int, int]] = set()
     members = []
@@ -61,7 +69,7 @@ def play(
         )
         members.append(Member(network, kind, index, places, slowdown, first_of_its_kind))
     if slowdown[0] or slowdown[1]:
-        for name, classes in zip(quotient.channels, groups, strict=True):
+        for (name, _), classes in zip(quotient.channels, groups, strict=True):
             if name in _SLOWING:
                 for group in classes:
                     group.watchers = tuple(members[index] for index in group.kind.members)

@@ -46,7 +46,8 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         (
             "job.collectives_algorithm",
-            plan.world <= min(group.type.gpus for group in scenario.cluster.nodes),
+            plan.world <= min(group.type.gpus for group in scenario.cluster.nodes)
+            and job.collectives_algorithm in ("tree", "collnet", "pat", "hierarchical"),
             "the job sits in one node",
         ),
         (

@@ -40,6 +40,7 @@ _FREE: dict[Path_, Any] = {
             "bucket",
             "tokens",
             "collectives_algorithm",
+            "collectives_protocol",
             "optimizer",
         )
     ),

@@ -132,8 +132,11 @@ class JobSpec(Facts):
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
     bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
     tokens: SomeCount | None = Field(default=None, description="tokens of the whole run; gives the time to train")
-    collectives_algorithm: Literal["ring", "hierarchical"] = Field(
-        default="ring", description="of gradient and tensor collectives across nodes"
+    collectives_algorithm: Literal["auto", "ring", "tree", "nvls", "collnet", "pat", "hierarchical"] = Field(
+        default="auto", description="of gradient and tensor collectives; auto: NCCL's choice by size and shape"
+    )
+    collectives_protocol: Literal["auto", "ll", "ll128", "simple"] = Field(
+        default="auto", description="of rings and trees; auto: NCCL's choice by size and shape"
     )
     optimizer: bool = Field(default=True, description="whether a step ends with the optimizer")
 
