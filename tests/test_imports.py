@@ -17,7 +17,7 @@ ROOT = Path(colossim.__file__).parent
 FLOORS = {
     "units": 0, "errors": 0, "yaml12": 0, "shipped": 0,
     "catalog": 1, "scenario": 1,
-    "cluster": 2, "workload": 2,
+    "cluster": 2, "workload": 2, "maxmin": 2,
     "footprint": 3, "patterns": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3, "collective": 3, "segments": 3,
     "engine": 4,
     "result": 5, "plot": 5,

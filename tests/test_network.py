@@ -10,7 +10,8 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossim.engine.network import Activity, Network, max_min
+from colossim.engine.network import Activity, Network
+from colossim.maxmin import max_min
 
 
 class Log:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import simpy
 
+from colossim.maxmin import max_min
+
 #: Deadlines this close (relative to now) are one instant: differences of an ulp must not multiply events.
 _SAME_INSTANT = 1e-13
 #: SimPy orders events of one instant by priority; 0 and 1 are its own.
@@ -291,35 +293,3 @@ class Network:
         activity.rate = rate
         activity.version += 1
         self.deadline(now + max(0.0, activity.remaining) / rate, activity.version, activity)
-
-
-def max_min(
-    who: np.ndarray[Any, Any],
-    where: np.ndarray[Any, Any],
-    weight: np.ndarray[Any, Any],
-    capacity: np.ndarray[Any, Any],
-    cap: np.ndarray[Any, Any],
-) -> np.ndarray[Any, Any]:
-    """Max-min fair rates by progressive filling.
-
-    Row r: flow who[r] crosses link where[r] with weight[r]. capacity: (links,) bytes/s; cap: (flows,) own limit.
-    Returns (flows,) rates. Each round raises all running flows to the lowest level that stops one.
-    """
-    flows = cap.size
-    rate = np.zeros(flows)
-    running = np.ones(flows, dtype=bool)
-    left = capacity.astype(np.float64).copy()
-    while running.any():
-        live = running[who]
-        demand = np.bincount(where[live], weights=weight[live], minlength=left.size)
-        with np.errstate(divide="ignore"):
-            fair = np.where(demand > 0, np.maximum(left, 0.0) / np.where(demand > 0, demand, 1.0), np.inf)
-        level = min(float(fair.min()), float(cap[running].min()))
-        limit = level * (1 + 1e-12)
-        stopped = running & (cap <= limit)
-        stopped[who[live & (fair[where] <= limit)]] = True
-        rate[stopped] = level
-        rows = stopped[who] & live
-        left -= np.bincount(where[rows], weights=weight[rows] * level, minlength=left.size)
-        running &= ~stopped
-    return rate
