@@ -169,11 +169,11 @@ def test_a_flow_may_cross_a_link_twice():
 
 
 def test_ties_are_one_round():
-    """1/3 + 1/3 + 1/3, 0.1 + 0.2 and 0.3: links that are equal but for rounding freeze together."""
-    rows = [(flow, link, 1.0) for flow in range(3) for link in range(3)]
-    who, where, weight = (np.array(column) for column in zip(*rows, strict=True))
-    rate, rounds = fill(who, where, weight, np.array([0.1 + 0.2, 0.3, 3 * 0.1]), np.full(3, INF))
-    assert rate == pytest.approx([0.1] * 3, rel=1e-12)
+    """Flow 1 on links of 0.1 + 0.2 and of 0.3, each with another flow: equal but for rounding, they freeze together."""
+    rows = np.array([(0, 0), (1, 0), (1, 1), (2, 1)])
+    assert 0.1 + 0.2 > 0.3
+    rate, rounds = fill(rows[:, 0], rows[:, 1], np.ones(4), np.array([0.1 + 0.2, 0.3]), np.full(3, INF))
+    assert rate == pytest.approx([0.15] * 3, rel=1e-12)
     assert rounds == 1
 
 
