@@ -101,7 +101,10 @@ def changed(node: NodeType, constants: dict[str, float]) -> NodeType:
     for name, number in constants.items():
         if name == "launch":
             base = {"base": number + nccl.BASE["ring"][2]}
-            curves = {"nvlink_ring": node.nvlink_ring.model_copy(update=base), "network": node.network.model_copy(update=base)}
+            curves = {
+                "nvlink_ring": node.nvlink_ring.model_copy(update=base),
+                "network": node.network.model_copy(update=base),
+            }
         else:
             curve, _, field = name.partition(".")
             curves = {curve: getattr(node, curve).model_copy(update={field: number})}
@@ -162,8 +165,8 @@ def _choices(rows: list[Measured], types: dict[str, NodeType]) -> list[_Choice]:
     found = []
     for row in rows:
         alone, size = bench.alone(row), float(row.bytes or 16 * 2**30)
-        shapes, most = alone._offered(row.operation)
-        which, protocol = alone.library._choose(row.operation, size, shapes)
+        shapes, most = alone.offered(row.operation)
+        which, protocol = alone.library.choose(row.operation, size, shapes)
         found.append(_Choice(alone.library, row.operation, size, shapes[which], protocol, most[which], row.gpus))
     return found
 

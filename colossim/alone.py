@@ -6,6 +6,7 @@ algorithm and bus bandwidth. The same footprints and timing as in a step; the gr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ from colossim.nccl import CAN
 from colossim.traffic import ALGORITHMS
 
 #: nccl-tests' bus bandwidth over its algorithm bandwidth, for n ranks (PERFORMANCE.md of nccl-tests).
-BUS_FACTOR = {
+BUS_FACTOR: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "all_gather": lambda n: (n - 1) / n,
     "reduce_scatter": lambda n: (n - 1) / n,
@@ -62,7 +63,7 @@ class Alone:
 
     def seconds(self, operation: str, size: float) -> tuple[float, Timing]:
         """Seconds of one collective of `size` bytes (nccl-tests' size), and how it was timed."""
-        shapes, most = self._offered(operation)
+        shapes, most = self.offered(operation)
         t = self.library.timing("shift" if operation == "send_receive" else operation, size, shapes)
         return t.latency + t.bytes / min(t.cap, most[t.which]), t
 
@@ -83,7 +84,7 @@ class Alone:
             protocol=t.protocol,
         )
 
-    def _offered(self, operation: str) -> tuple[list[Shape], list[float]]:
+    def offered(self, operation: str) -> tuple[list[Shape], list[float]]:
         """Shapes that can run an operation, and the bytes/s of an edge that the links of each leave it."""
         if operation not in self._ways:
             members = self.members[None, :]
@@ -113,5 +114,3 @@ class Alone:
             load[kind * gpus : (kind + 1) * gpus] += column
         used = load > 0
         return float(np.min(self.cluster.capacity()[used] / load[used]))
-
-

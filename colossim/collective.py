@@ -7,6 +7,7 @@ counted in `patterns.py` and `trees.py`; which one NCCL takes is `nccl.py`'s; sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,7 +43,7 @@ class Library:
     """The communication library on a cluster's machines.
 
     nodes: the cluster's node types; link: bytes/s of the fabric's port.  able: algorithms that stack and machines can
-    run beside a ring (their shapes are what is offered); algorithm, protocol: `auto`, or the one that is forced where it is able to.
+    run beside a ring (their shapes are what is offered); algorithm, protocol: `auto`, or what is forced where it can be.
     """
 
     nodes: tuple[NodeType, ...]
@@ -57,15 +58,19 @@ class Library:
         key = (operation, size, *(id(shape) for shape in shapes))
         found = self._known.get(key)
         if found is None:
-            which, protocol = self._choose(operation, size, shapes)
-            found = self._known[key] = self.price(operation, size, shapes[which], protocol, which)
+            which, protocol = self.choose(operation, size, shapes)
+            found = self.price(operation, size, shapes[which], protocol, which)
+            if not math.isfinite(found.latency + found.bytes / found.cap):
+                raise OverflowError(f"{operation} of {size:g} bytes never ends")
+            self._known[key] = found
             self._held.extend(shapes)
         return found
 
     #: keeps the shapes alive whose ids are keys
     _held: list[Shape] = field(default_factory=list)
 
-    def _choose(self, operation: str, size: float, shapes: Sequence[Shape]) -> tuple[int, str]:
+    def choose(self, operation: str, size: float, shapes: Sequence[Shape]) -> tuple[int, str]:
+        """Place of the shape and name of the protocol that NCCL's tuner takes."""
         if operation in _MESSAGES:
             return 0, "simple"
         able = [

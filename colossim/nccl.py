@@ -88,7 +88,9 @@ def estimate(operation: str, size: float, algorithm: str, protocol: str, shape: 
         bandwidth = (min(full / 3.8, ll), full * (7 / 9 if nodes == 1 else 120 / 128), full)[p] / 2
         place = int(math.log2(max(1.0, size / 64)))
         bandwidth *= TREE_CORRECTION[p][place] if place < len(TREE_CORRECTION[p]) else 1.0
-        latency = BASE["tree"][p] + 2 * ((per_node - 1) * NVLINK_STEP["tree"][p] + depth * (NETWORK_STEP["tree"][p] + nic))
+        latency = BASE["tree"][p] + 2 * (
+            (per_node - 1) * NVLINK_STEP["tree"][p] + depth * (NETWORK_STEP["tree"][p] + nic)
+        )
     elif algorithm == "nvls":
         # A channel a GPU that holds a part of the buffer: a smaller domain has fewer of them.
         switch = 2 * facts.nvls * facts.ring * min(1.0, per_node / 8)

@@ -109,7 +109,6 @@ def hierarchical(cluster: Cluster, members: Ints) -> Footprint:
     with np.errstate(divide="ignore", invalid="ignore"):
         nvlink_weight = np.where(even, (q - 1) * nodes / (nodes - 1), 0.0)
     flat = members.ravel()
-    start = np.arange(groups) * n
     weights = np.repeat(nvlink_weight, n)
     is_even = np.repeat(even, n)
     own = []
@@ -129,9 +128,7 @@ def hierarchical(cluster: Cluster, members: Ints) -> Footprint:
     )
 
 
-def _neighbours(
-    cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int, receiver: int
-) -> Footprint:
+def _neighbours(cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int, receiver: int) -> Footprint:
     """One message an edge from src to dst; `receiver` is the role of dst (1 for a pair, 0 for a ring of equals)."""
     gpus = cluster.gpus
     edges = Edges(cluster, groups)

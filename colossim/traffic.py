@@ -69,9 +69,9 @@ class Traffic:
     slack: NDArray[np.bool_]
     aligned: bool
 
-    def channel(self, name: str) -> Channel | None:
-        """The (first) channel of this name, or None if no group of it has two members."""
-        return next((c for c in self.channels if c.name == name), None)
+    def channel(self, name: str, algorithm: str | None = None) -> Channel | None:
+        """The channel of this name (and algorithm, else the first), or None if no group of it has two members."""
+        return next((c for c in self.channels if c.name == name and algorithm in (None, c.algorithm)), None)
 
 
 def group_members(plan: Plan) -> dict[str, Ints]:

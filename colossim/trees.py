@@ -18,11 +18,11 @@ from colossim.footprint import Edges, Floats, Footprint, Ints, Runs
 def binary_tree(nodes: int) -> Ints:
     """(nodes,) parent of each node in NCCL's binary tree over 0 .. nodes-1, -1 for the root 0.
 
-        0-------------------8          The lowest set bit b of a node is its height: its parent is
-                  ______/ | \\          (i ^ b) | 2b, or i ^ b where that lies beyond the end.
-              4           |  12        Odd nodes are leaves, so that the tree shifted by one has other leaves:
-           2     6       10    14      each node forwards in one tree of the two only
-          1 3   5 7     9 11  13 15    (Sanders, Speck & Traeff 2009).
+    0-------------------8          The lowest set bit b of a node is its height: its parent is
+              ______/ | \\          (i ^ b) | 2b, or i ^ b where that lies beyond the end.
+          4           |  12        Odd nodes are leaves, so that the tree shifted by one has other leaves:
+       2     6       10    14      each node forwards in one tree of the two only
+      1 3   5 7     9 11  13 15    (Sanders, Speck & Traeff 2009).
     """
     i = np.arange(nodes)
     low = i & -i

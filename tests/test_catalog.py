@@ -28,7 +28,18 @@ def test_measured_and_assumed_is_told(kind, name):
 
 
 def test_the_kinds_hold_what_they_should():
-    assert names("gpus") == ["A100-40GB", "A100-80GB", "B200", "GB200", "H100", "H200"]
+    assert names("gpus") == [
+        "A100-40GB",
+        "A100-80GB",
+        "B200",
+        "B300",
+        "GB200",
+        "GB300",
+        "GH200",
+        "H100",
+        "H200",
+        "H800",
+    ]
     assert {"dgx-a100", "hgx-h100", "hgx-h200", "hgx-b200", "gb200-nvl72"} <= set(names("nodes"))
     assert {"spectrum-x", "spectrum-x-4tier", "quantum-2", "meta-roce-24k", "selene-hdr"} <= set(names("fabrics"))
     assert {"megatron-2021", "megatron-2022", "megatron-2024", "deepspeed-2023", "fsdp-2025"} <= set(names("software"))

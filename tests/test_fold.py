@@ -98,7 +98,7 @@ def random_scenario(seed):
             "tensor": draw.random() < 0.3,
             "expert": draw.random() < 0.3,
         },
-        "collectives_algorithm": pick(["ring", "ring", "hierarchical"]),
+        "collectives_algorithm": pick(["auto", "auto", "ring", "tree", "nvls", "pat", "hierarchical"]),
     }
     return Scenario(
         name=f"random-{seed}",
@@ -299,7 +299,7 @@ def odd_scenario(seed):
             "order": tuple(order),
         },
         "overlap": {"pipeline": draw.random() < 0.7, "expert": draw.random() < 0.3},
-        "collectives_algorithm": pick(["ring", "hierarchical"]),
+        "collectives_algorithm": pick(["auto", "auto", "tree", "nvls", "pat", "hierarchical"]),
     }
     return Scenario(
         name=f"odd-{seed}",

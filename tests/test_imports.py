@@ -18,18 +18,27 @@ FLOORS = {
     "units": 0, "errors": 0, "yaml12": 0, "shipped": 0,
     "catalog": 1, "scenario": 1,
     "cluster": 2, "workload": 2, "maxmin": 2,
-    "footprint": 3, "patterns": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3, "collective": 3, "segments": 3,
+    "footprint": 3, "patterns": 3, "trees": 3, "nccl": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3,
+    "collective": 3, "segments": 3,
     "engine": 4,
     "result": 5, "plot": 5,
-    "simulation": 6, "validation": 6, "explain": 6, "batch": 6,
+    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "alone": 6, "measured": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
-FLOOR_3 = ("segments", "collective", "fold", "quotient", "partition", "traffic", "patterns", "footprint")
+FLOOR_3 = (
+    "segments", "collective", "fold", "quotient", "partition", "traffic", "nccl", "trees", "patterns", "footprint"
+)  # fmt: skip
 STAIRS = [
     *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],
     *combinations(FLOOR_3, 2),
-    *[("result", "plot"), ("validation", "simulation"), ("explain", "simulation"), ("batch", "simulation")],
+    *[
+        ("result", "plot"),
+        ("validation", "simulation"),
+        ("explain", "simulation"),
+        ("batch", "simulation"),
+        ("measured", "alone"),
+    ],
 ]
 LATE = {"matplotlib", "networkx", "pandas"}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

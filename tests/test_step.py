@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_fold import random_scenario
 
-from colossim.collective import Timing, timing
+from colossim.collective import Library, Timing
 from colossim.engine.record import CATEGORIES
 from colossim.engine.step import _step_function, play
+from colossim.footprint import Shape
 from colossim.partition import Partition, refine
 from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
 from colossim.quotient import quotient as fold_by
@@ -27,7 +28,13 @@ NOTHING = Partition(np.zeros(1, np.int32), (), np.zeros(1, np.int32), 0)
 
 
 def group(channel, members, links, count=1):
-    return GroupClass(channel, count, max(2, len(members)), tuple(members), tuple(links), (), 1.0, 0.0, 0.0, 0.0, 0)
+    shape = Shape("ring", max(2, len(members)), (0,), 1.0, 1, 0.0, 0.0, 0.0, 0.0, 0.0)
+    return GroupClass(channel, count, tuple(members), tuple(links), (), shape)
+
+
+def ring_of(n):
+    """A ring of n in one node."""
+    return Shape("ring", n, (0,), (n - 1) / n, 1, n - 1, 0.0, 0.0, 1.0, 0.0)
 
 
 def rank(stage, groups):
@@ -36,7 +43,9 @@ def rank(stage, groups):
 
 def quotient(ranks, channels, groups, capacity):
     links = tuple(LinkClass("nic-out", 1, c, i) for i, c in enumerate(capacity))
-    return Quotient(tuple(ranks), tuple(channels), tuple(groups), links, (), NOTHING, frozenset(), False)
+    return Quotient(
+        tuple(ranks), tuple((name, "ring") for name in channels), tuple(groups), links, (), NOTHING, frozenset(), False
+    )
 
 
 def seconds(value, category=0):
@@ -123,18 +132,17 @@ def node_with(bandwidth, half_size, base, hop):
 def test_ring_all_reduce_in_a_node():
     """n = 4, S = 80 B at 10 B/s, 1 s a hop: 2 (n-1)/n S/B = 12 s and 2 (n-1) = 6 hops; a reduce-scatter half of both."""
     node = node_with(10.0, 0.0, 0.5, 1.0)
-    ring = GroupClass(0, 1, 4, (0,), (), (), 3 / 4, 3.0, 1 / 10.0, 0.0, 0)
-    t = timing("all_reduce", 80.0, ring, node)
+    library = Library((node,), 1.0, protocol="simple")
+    t = library.timing("all_reduce", 80.0, [ring_of(4)])
     assert t.latency + t.bytes / t.cap == pytest.approx(0.5 + 6 + 12)
-    t = timing("reduce_scatter", 80.0, ring, node)
+    t = library.timing("reduce_scatter", 80.0, [ring_of(4)])
     assert t.latency + t.bytes / t.cap == pytest.approx(0.5 + 3 + 6)
 
 
 def test_the_ramp_doubles_the_time_of_a_small_ring():
     """Of S = S0 n/8 the ramp costs as much as the transfer."""
     node = node_with(10.0, 160.0, 0.0, 0.0)
-    ring = GroupClass(0, 1, 4, (0,), (), (), 3 / 4, 0.0, 1 / 10.0, 0.0, 0)
-    t = timing("all_reduce", 80.0, ring, node)
+    t = Library((node,), 1.0, protocol="simple").timing("all_reduce", 80.0, [ring_of(4)])
     assert t.bytes / t.cap == pytest.approx(2 * 12.0)
 
 
@@ -288,9 +296,10 @@ def test_hierarchical_rings_pay_less_latency():
             ],
         )
     )
-    flat, levels = laid.traffic.channel("data").footprint, other.traffic.channel("data").footprint
-    n, nodes, q, hop = 32, 4, 8, 1e-6
-    assert flat.latency - levels.latency == pytest.approx((n - nodes - (q - 1)) * hop)
+    flat, levels = laid.traffic.channel("data").footprint, other.traffic.channel("data", "hierarchical").footprint
+    n, nodes, q = 32, 4, 8
+    assert flat.nvlink_steps - levels.nvlink_steps == pytest.approx((n - nodes) - (q - 1))
+    np.testing.assert_array_equal(flat.network_steps - levels.network_steps, 1.0)
     assert levels.share == pytest.approx((nodes - 1) / (nodes * q))
 
 
@@ -379,9 +388,10 @@ class Plain:
         self.x, self.y = laid.scenario.job.software.overlap.compute, laid.scenario.job.software.overlap.transfer
         self.capacity = dict(enumerate(traffic.capacity.tolist()))
         self.last = laid.plan.pipeline - 1
-        self.channels, gpus = {c.name: c for c in traffic.channels}, laid.cluster.gpus
+        self.channels, gpus = {}, laid.cluster.gpus
         self.links = {}
         for channel in traffic.channels:
+            self.channels.setdefault(channel.name, []).append(channel)
             rows = [{} for _ in range(channel.groups)]
             for role, kind, column in channel.footprint.own:
                 for r, g in enumerate(channel.roles[role].tolist()):
@@ -390,17 +400,14 @@ class Plain:
             f = channel.footprint
             for g, link, weight in zip(f.group.tolist(), f.link.tolist(), f.weight.tolist(), strict=True):
                 rows[g][link] = rows[g].get(link, 0.0) + weight
-            self.links[channel.name] = rows
+            self.links.setdefault(channel.name, []).append(rows)
         self.flights, self.queues, self.bytes, self.now = {}, {}, np.zeros(laid.cluster.links), 0.0
 
     def timing(self, name, g, operation, size):
-        f, types = self.channels[name].footprint, self.laid.cluster.node_types
-        members = {int(self.laid.traffic.hardware[m]) for m in self.channels[name].members[g]}
-        slowest = min(sorted(members), key=lambda t: types[t].nvlink_ring.bandwidth)
-        facts = [float(column[g]) for column in (f.share, f.latency, f.nvlink_load, f.nic_load)]
-        return timing(
-            operation, size, GroupClass(0, 1, self.channels[name].size, (), (), (), *facts, slowest), types[slowest]
-        )
+        ways = self.channels[name]
+        types = tuple(sorted({int(self.laid.traffic.hardware[m]) for m in ways[0].members[g]}))
+        shapes = [way.footprint.shape(g, way.algorithm, way.size, types) for way in ways]
+        return self.laid.library.timing(operation, size, shapes)
 
     def flight(self, *name):
         return self.flights.setdefault(name, Flight(name))
@@ -412,7 +419,8 @@ class Plain:
             channel, g, _ = flight.name
             t = self.timing(channel, g, operation, size)
             flight.latency, flight.left, flight.cap = t.latency * exposed, t.bytes * exposed, t.cap
-            for link, weight in self.links[channel][g].items():
+            flight.links = self.links[channel][t.which][g]
+            for link, weight in flight.links.items():
                 self.bytes[link] += weight * t.bytes
             self.queues.setdefault((channel, g), []).append(flight)
 
@@ -431,7 +439,7 @@ class Plain:
                 yield sum(kernel_time(kernel, gpu, job.precision) for kernel in op.kernels)
             elif isinstance(op, Collective | Post):
                 call = op if isinstance(op, Collective) else op.collective
-                channel = self.channels[call.channel]
+                channel = self.channels[call.channel][0]
                 counts[call.channel] = counts.get(call.channel, 0) + 1
                 flight = self.flight(call.channel, int(channel.roles[0][r]), counts[call.channel])
                 blocks = isinstance(op, Collective)
@@ -446,13 +454,13 @@ class Plain:
                 turn = int(op.direction == "forward" and stage == self.last) - int(
                     op.direction == "backward" and stage == 0
                 )
-                g = int(self.channels[op.direction].roles[0][r])
+                g = int(self.channels[op.direction][0].roles[0][r])
                 flight = self.flight(op.direction, g, (key[0], key[1] + turn))
                 self.arrive(flight, 1, "send", op.size, 1.0)
                 if op.blocking:
                     yield flight
             else:
-                yield self.flight(op.direction, int(self.channels[op.direction].roles[1][r]), key)
+                yield self.flight(op.direction, int(self.channels[op.direction][0].roles[1][r]), key)
 
     def run(self):
         """(ranks,) seconds at which each has finished."""
@@ -484,13 +492,13 @@ class Plain:
         for flight in moving:
             channel, g, _ = flight.name
             if channel in ("data", "expert_data", "context", "expert"):
-                for r in computing.intersection(self.channels[channel].members[g].tolist()):
+                for r in computing.intersection(self.channels[channel][0].members[g].tolist()):
                     beside.setdefault(r, []).append(flight)
         slowed = {id(flight) for flights in beside.values() for flight in flights}
         flows = []
         for flight in moving:
             stretch = 1 + self.y if id(flight) in slowed else 1.0
-            weights = self.links[flight.name[0]][flight.name[1]]
+            weights = flight.links
             flows.append(({link: weight * stretch for link, weight in weights.items()}, flight.cap / stretch))
         rates = fair_rates(flows, self.capacity)
         pace = {r: 1 / (1 + self.x) if r in beside else 1.0 for r in computing}
@@ -537,12 +545,12 @@ def test_a_blocking_collective_queues_behind_those_of_its_own_group():
     """Two reduce-scatters of one group over NVLink, the first posted, the second blocking: one after the other, so that
     the step takes twice as long as one of them. A segment may not play the second as if the first were not in flight."""
     node = node_with(10.0, 0.0, 0.5, 1.0)
-    ring = GroupClass(0, 1, 4, (0,), ((0, 1.0),), (), 3 / 4, 3.0, 1 / 10.0, 0.0, 0)
+    ring = GroupClass(0, 1, (0,), ((0, 1.0),), (), ring_of(4))
     folded = quotient([rank(0, [(0,)])], ["data"], [(ring,)], [20.0])
     call = Collective("data", "reduce_scatter", 80.0)
     body = (Post(call, "gradients"), call, Wait("gradients"))
     program = StageProgram(0, (Pass("B", 0, 0, body, 0.0),), (), 1.0)
-    compiler = Compiler(folded, (node,), lambda op, hardware: 0.0, 0.0)
+    compiler = Compiler(folded, Library((node,), 1.0, protocol="simple"), lambda op, hardware: 0.0, 0.0)
     record = play(folded, [compiler.compile(program, folded.ranks[0])], ("toy",), (0.0, 0.0))
     assert record.step_time == pytest.approx(2 * (0.5 + 3 + 6))
 

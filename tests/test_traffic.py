@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from colossim import patterns
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, build_cluster
-from colossim.footprint import Constants
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec
-from colossim.simulation import lay_out, used_channels
+from colossim.simulation import lay_out, used_operations
 from colossim.traffic import group_members, stage_of_ranks
 
 
@@ -100,9 +99,9 @@ def test_groups_by_coordinates(changes, name):
     assert found["backward"].tolist() == [[b, a] for a, b in found["forward"].tolist()]
 
 
-def test_only_used_channels_are_built():
+def test_only_used_operations_are_built():
     laid = lay_out(load_scenario("two-pods"))
-    assert used_channels(laid.programs) == {"tensor", "data", "forward", "backward"}
+    assert set(used_operations(laid.programs)) == {"tensor", "data", "forward", "backward"}
     assert {c.name for c in laid.traffic.channels} == {"tensor", "data", "forward", "backward"}
 
 
@@ -115,10 +114,10 @@ def strided(nodes, q):
 @pytest.mark.parametrize("q", [1, 2, 4, 8])
 @pytest.mark.parametrize("nodes", [2, 3, 8])
 def test_a_flat_ring_puts_what_the_table_says(q, nodes):
-    """Per pass: NVLink (q-1)/q (n-1)/n S, NIC (n-1)/(n q) S; latency (n-N) a_v + (N-1) a_n of an even fabric."""
+    """Per pass: NVLink (q-1)/q (n-1)/n S, NIC (n-1)/(n q) S; N network and n-N NVLink edges, whose switches count."""
     built = cluster(nodes=nodes, nodes_per_pod=8)
     members = strided(nodes, q)
-    print_ = patterns.ring(built, Constants.of(built), members)
+    print_ = patterns.ring(built, members)
     n = nodes * q
     share = print_.share[0]
     for gpu in members[0]:
@@ -130,23 +129,24 @@ def test_a_flat_ring_puts_what_the_table_says(q, nodes):
                 assert share * own(print_, kind, gpu) == pytest.approx(expected)
     others = [g for g in range(built.gpus) if g not in members]
     assert not any(own(print_, kind, g) for kind in range(4) for g in others)
-    nvlink, network = 1e-6, 14e-6 + 600e-9
-    assert print_.latency[0] == pytest.approx((n - nodes) * nvlink + (nodes - 1) * network)
+    assert (print_.nvlink_steps[0], print_.network_steps[0]) == (n - nodes, nodes)
+    # A pass skips the shortest edge: one over the network if each node has one member, else one that has no switch.
+    assert print_.switches[0] == pytest.approx((nodes - (q == 1)) * 600e-9)
 
 
 def test_a_ring_in_a_node_is_one_lane():
     built = cluster()
-    print_ = patterns.ring(built, Constants.of(built), np.arange(8)[None, :])
+    print_ = patterns.ring(built, np.arange(8)[None, :])
     assert print_.share[0] == 7 / 8
     assert [own(print_, kind, 3) for kind in range(4)] == [1, 1, 0, 0]
-    assert print_.latency[0] == pytest.approx(7e-6)
+    assert (print_.nvlink_steps[0], print_.network_steps[0], print_.switches[0]) == (7, 0, 0)
 
 
 def test_a_ring_crosses_each_pod_once_each_way():
     """8 nodes in 4 pods of two blocks, one rank a node: an edge out of each pod, and out of each block."""
     built = cluster()
     members = strided(8, 1)
-    print_ = patterns.ring(built, Constants.of(built), members)
+    print_ = patterns.ring(built, members)
     assert crossed(print_, built) == {"leaf-up": 4, "leaf-down": 4, "block-up": 2, "block-down": 2}
     assert print_.crossings[:, 0].tolist() == [4, 2, 0]
 
@@ -157,7 +157,7 @@ def test_rings_of_unequal_nodes_by_enumeration(data):
     """C = max q lanes; lane k leaves node i by member floor(k q_i / C) and enters the next by floor(k q_j / C)."""
     built = cluster(nodes=6)
     chosen = sorted(data.draw(st.sets(st.integers(0, 47), min_size=2, max_size=14)))
-    print_ = patterns.ring(built, Constants.of(built), np.array([chosen]))
+    print_ = patterns.ring(built, np.array([chosen]))
     by_node = [list(rows) for _, rows in itertools.groupby(chosen, key=lambda g: g // 8)]
     lanes = max(len(rows) for rows in by_node) if len(by_node) > 1 else 1
     count = Counter()
@@ -203,7 +203,7 @@ def test_an_all_to_all_by_enumeration(q, rails):
     """Every message from every member to every other, each on its way; PXN sends on the rail of the destination."""
     built = cluster(rails=rails)
     members = strided(8, q)
-    print_ = patterns.all_to_all(built, Constants.of(built), members)
+    print_ = patterns.all_to_all(built, members)
     count, ups = Counter(), Counter()
     for a, b in messages(members[0].tolist()):
         if a // 8 == b // 8:
@@ -232,7 +232,7 @@ def test_an_all_to_all_by_enumeration(q, rails):
 def test_an_all_to_all_in_the_table():
     """q = 8: NVLink 7/8 S, NIC (n-8)/n S, leaf-up P x (n-8P)/n S of a pod of P nodes."""
     built = cluster()
-    print_ = patterns.all_to_all(built, Constants.of(built), strided(8, 8))
+    print_ = patterns.all_to_all(built, strided(8, 8))
     n, pod = 64, 2
     assert print_.share[0] * own(print_, NVLINK_OUT, 5) == pytest.approx(7 / 8)
     assert print_.share[0] * own(print_, NIC_OUT, 5) == pytest.approx((n - 8) / n)
@@ -246,7 +246,7 @@ def test_an_all_to_all_in_the_table():
 )
 def test_a_pair_uses_one_way(src, dst, kinds):
     built = cluster()
-    print_ = patterns.pair(built, Constants.of(built), np.array([[src, dst]]))
+    print_ = patterns.pair(built, np.array([[src, dst]]))
     assert own(print_, kinds[0], src) == own(print_, kinds[1], dst) == 1
     assert sum(own(print_, kind, gpu) for kind in range(4) for gpu in range(built.gpus)) == 2
     level = built.routes(np.array([src]), np.array([dst])).level[0]
@@ -256,7 +256,7 @@ def test_a_pair_uses_one_way(src, dst, kinds):
 def test_a_shift_sends_once_and_receives_once():
     built = cluster()
     members = strided(4, 2)
-    print_ = patterns.shift(built, Constants.of(built), members)
+    print_ = patterns.shift(built, members)
     for gpu in members[0]:
         assert own(print_, NVLINK_OUT, gpu) + own(print_, NIC_OUT, gpu) <= 1
         assert own(print_, NVLINK_IN, gpu) + own(print_, NIC_IN, gpu) >= 1
@@ -370,7 +370,7 @@ def test_any_members_by_messages(name):
         members = [gpu for gpu in range(start, start + stride * n, stride) if gpu < built.gpus]
         if len(members) < 2:
             continue
-        found = build(built, Constants.of(built), np.array([members]))
+        found = build(built, np.array([members]))
         expected, feeds = by_messages(built, edges_of(members))
         total = Counter()
         for _, kind, column in found.own:
@@ -390,7 +390,7 @@ def test_an_all_to_all_over_two_racks():
     NVLink 71 + 54, NIC 72."""
     spec = {"nodes": ({"type": "gb200-nvl72", "count": 2},), "fabric": {"base": "spectrum-x", "nodes_per_pod": 1}}
     built = build_cluster(ClusterSpec.model_validate(spec))
-    print_ = patterns.all_to_all(built, Constants.of(built), np.arange(144)[None, :])
+    print_ = patterns.all_to_all(built, np.arange(144)[None, :])
     assert {own(print_, NIC_OUT, gpu) for gpu in range(144)} == {72}
     assert {own(print_, NVLINK_OUT, gpu) for gpu in range(144)} == {71 + 54}
     assert {own(print_, NVLINK_IN, gpu) for gpu in range(144)} == {71 + 54}
@@ -399,7 +399,7 @@ def test_an_all_to_all_over_two_racks():
 def test_an_all_to_all_leaves_by_a_neighbour_that_is_no_member():
     """GPUs 6 and 9 (rails 6 and 1) of two nodes: the message to rail 1 leaves by GPU 1, that to rail 6 by GPU 14."""
     built = cluster(nodes=2)
-    print_ = patterns.all_to_all(built, Constants.of(built), np.array([[6, 9]]))
+    print_ = patterns.all_to_all(built, np.array([[6, 9]]))
     total = Counter()
     for _, kind, column in print_.own:
         total.update({(kind, int(gpu)): float(column[gpu]) for gpu in np.flatnonzero(column)})

@@ -52,10 +52,7 @@ def play(
         for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
     }
     groups = [
-        [
-            Group(communicators[name][i], kind, name in BOUNDARY_CHANNELS, seen(kind))
-            for i, kind in enumerate(classes)
-        ]
+        [Group(communicators[name][i], kind, name in BOUNDARY_CHANNELS, seen(kind)) for i, kind in enumerate(classes)]
         for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
     ]
     recorded: set[tuple[int, int]] = set()
