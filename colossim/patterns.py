@@ -99,7 +99,7 @@ def hierarchical(cluster: Cluster, members: Ints) -> Footprint:
     Groups that sit in one node, or have unequal members a node, are played as flat rings.
     """
     flat_ring = ring(cluster, members)
-    groups, n = members.shape
+    _, n = members.shape
     runs = Runs.of(cluster, members)
     smallest = np.minimum.reduceat(runs.size, runs.first)
     even = (runs.count > 1) & (smallest == runs.lanes)
