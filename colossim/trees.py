@@ -182,6 +182,7 @@ def collnet(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=even,
+        flows=edges.flows(),
     )
 
 
@@ -231,6 +232,7 @@ def _over_trees(
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=even.copy(),
+        flows=edges.flows(),
     )
 
 
@@ -258,10 +260,7 @@ def pat(cluster: Cluster, members: Ints) -> Footprint:
         step = Edges(cluster, groups)
         own = step.message(group, src, dst, routes)
         share = chunks / (n - 1)
-        for whose, link, weight in (step.rows(),):
-            edges.add(whose, link, weight * share)
-        edges.crossings += step.crossings * share
-        edges.feeds |= step.feeds
+        edges.take(step, share)
         out += np.bincount(src[own], minlength=gpus) * share
         into += np.bincount(dst, minlength=gpus) * share
         worst = np.zeros(groups)
@@ -285,4 +284,5 @@ def pat(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=usable,
+        flows=edges.flows(),
     )
