@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SET = click.option(
     "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, such as job.micro_batch=2."
 )
+_PLOT = click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it as PNG.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 #: What click raises for a bare `colossim`; before version 8.2 it prints the help by itself.
 _NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -221,12 +222,95 @@ def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
 
 
 @commands.command()
+@click.argument("scenario")
+@_SET
+@click.option("--case", metavar="NAME", help="One of the scenario's cases.")
+@click.option(
+    "--operation", "operations", metavar="NAMES", help="all_reduce, all_gather, reduce_scatter, ...: some, or one."
+)
+@click.option(
+    "--group", default="all", metavar="GROUP", help="all, node, rail, pod, gpus:N, or the job's: tensor, data, ..."
+)
+@click.option("--from", "first", default="8", metavar="SIZE", help="The first size; each is twice the one before.")
+@click.option("--to", "last", default="16GiB", metavar="SIZE", help="The last size.")
+@click.option("--algorithm", type=click.Choice(("auto", "ring", "tree", "nvls", "collnet", "pat", "hierarchical")))
+@click.option("--protocol", type=click.Choice(("auto", "ll", "ll128", "simple")))
+@click.option("--type", "kind", default="float", metavar="TYPE", help="Of the elements: float, half, bfloat16, ...")
+@_JSON
+@_PLOT
+@click.option("--against", metavar="SCENARIO", help="The same on another cluster, beside it.")
+def collectives(
+    scenario: str,
+    changes: tuple[str, ...],
+    case: str | None,
+    operations: str | None,
+    group: str,
+    first: str,
+    last: str,
+    algorithm: str | None,
+    protocol: str | None,
+    kind: str,
+    as_json: bool,
+    plot: Path | None,
+    against: str | None,
+) -> None:
+    """Times collectives on the cluster of SCENARIO, as nccl-tests would; --set changes this cluster only."""
+    from colossim.benchmark_table import tabulate, time_ratios
+    from colossim.options import doubling, known_type, parse_operations
+    from colossim.result.benchmark import lines
+    from colossim.scenario.reader import load_scenario
+
+    wanted = parse_operations(operations) if operations is not None else ()
+    sizes, kind = doubling(first, last), known_type(kind)
+    loaded = [load_scenario(scenario, set=changes, case=case)]
+    loaded += [load_scenario(against)] if against is not None else []
+    tables = [
+        tabulate(each, wanted, group, sizes, type=kind, algorithm=algorithm, protocol=protocol) for each in loaded
+    ]
+    other = tables[1] if against is not None else None
+    ratios = time_ratios(tables[0], other) if other is not None else []
+    if plot is not None:
+        from colossim.plot import collectives as draw
+
+        curves = {
+            f"{t.scenario}{' with --set' if i == 0 and changes else ''}, {t.group}: {t.ranks:,} GPUs": t.rows
+            for i, t in enumerate(tables)
+        }
+        _picture(draw(curves), plot)
+    if as_json:
+        beside = {"against": other.to_dict(), "time_ratios": ratios} if other is not None else {}
+        click.echo(json.dumps({**tables[0].to_dict(), **beside}, indent=2, allow_nan=False))
+    else:
+        click.echo("\n".join(lines(tables[0], other, ratios)))
+
+
+def _picture(axes: Any, path: Path) -> None:
+    """Writes a plot, whole or not at all."""
+    from functools import partial
+
+    from colossim.plot import save
+    from colossim.result.write import whole
+
+    whole(path, partial(save, axes))
+
+
+@commands.command()
 @click.option("--source", metavar="NAME", help="Only the runs of one scenario.")
+@click.option("--collectives", "tables", is_flag=True, help="Measured collectives instead of runs.")
+@_PLOT
 @_JSON
 @click.option("--quiet", is_flag=True, help="No progress.")
-def validate(source: str | None, as_json: bool, quiet: bool) -> None:
+def validate(source: str | None, tables: bool, plot: Path | None, as_json: bool, quiet: bool) -> None:
     """Predicts the published runs that ship, and says how wrong it is."""
     from colossim.result import listing
+
+    if tables and source is not None:
+        raise click.UsageError("--source names a run's scenario: with --collectives all tables are predicted")
+    if plot is not None and not tables:
+        raise click.UsageError("--plot draws the collectives: add --collectives")
+    if tables:
+        _validate_collectives(as_json, plot)
+        return
     from colossim.validation import validate as predict
 
     with _progress(quiet) as tell:
@@ -235,3 +319,18 @@ def validate(source: str | None, as_json: bool, quiet: bool) -> None:
         click.echo(json.dumps(report, indent=2))
     else:
         listing.show_validation(report, _console())
+
+
+def _validate_collectives(as_json: bool, plot: Path | None) -> None:
+    from colossim.measured import points, report
+    from colossim.result.listing import show_collectives
+
+    found = report()
+    if plot is not None:
+        from colossim.plot import predicted
+
+        _picture(predicted(points()), plot)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        show_collectives(found, _console())

@@ -22,7 +22,8 @@ FLOORS = {
     "collective": 3, "segments": 3,
     "engine": 4,
     "result": 5, "plot": 5,
-    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "alone": 6, "measured": 6,
+    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "alone": 6, "measured": 6, "options": 6,
+    "benchmark_table": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
@@ -38,6 +39,8 @@ STAIRS = [
         ("explain", "simulation"),
         ("batch", "simulation"),
         ("measured", "alone"),
+        ("options", "alone"),
+        *[("benchmark_table", below) for below in ("alone", "options", "simulation")],
     ],
 ]
 LATE = {"matplotlib", "networkx", "pandas"}
