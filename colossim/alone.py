@@ -109,17 +109,23 @@ class Alone:
             elif operation == "send_receive":
                 ways = {"send": patterns.shift(self.cluster, members)}
             else:
-                ways = {
-                    name: build(self.cluster, members)
-                    for name, build in ALGORITHMS.items()
-                    if name == "ring" or (name in self.library.able and operation in CAN[name])
-                }
-            ways = {name: footprint for name, footprint in ways.items() if footprint.usable[0]}
+                ways = self._collective(operation, members)
             self._ways[operation] = (
                 [footprint.shape(0, name, self.size, types) for name, footprint in ways.items()],
                 [self._most(footprint) for footprint in ways.values()],
             )
         return self._ways[operation]
+
+    def _collective(self, operation: str, members: Ints) -> dict[str, Footprint]:
+        """What the library can run; one that is forced and usable alone. members: (1, n)."""
+        names = [n for n in ALGORITHMS if n == "ring" or (n in self.library.able and operation in CAN[n])]
+        forced = self.library.algorithm
+        for some in ([forced] if forced in names else [], names):
+            ways = {name: ALGORITHMS[name](self.cluster, members) for name in some}
+            usable = {name: footprint for name, footprint in ways.items() if footprint.usable[0]}
+            if usable:
+                return usable
+        raise AssertionError("a ring is always usable")
 
     def _most(self, footprint: Footprint) -> float:
         """Bytes/s of an edge that the group's links allow: the least of capacity over weight."""
