@@ -25,7 +25,7 @@ def binary_tree(nodes: int) -> Ints:
               ______/ | \\          (i ^ b) | 2b, or i ^ b where that lies beyond the end.
           4           |  12        Odd nodes are leaves, so that the tree shifted by one has other leaves:
        2     6       10    14      each node forwards in one tree of the two only
-      1 3   5 7     9 11  13 15    (Sanders, Speck & Traeff 2009).
+      1 3   5 7     9 11  13 15    (Sanders, Speck & Traeff 2009); of odd counts only the root 0 does in both.
     """
     i = np.arange(nodes)
     low = i & -i
