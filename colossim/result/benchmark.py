@@ -19,9 +19,10 @@ def lines(table: Table, other: Table | None = None, ratios: list[dict[str, Any]]
     ratios: of `benchmark_table.time_ratios`.
     """
     tables = (table,) if other is None else (table, other)
-    for each in tables:
+    names = (table.scenario,) if other is None else (table.scenario, f"against {other.scenario}")
+    for name, each in zip(names, tables, strict=True):
         spread = f"{each.ranks:,} ranks on {each.nodes:,} node{'s' if each.nodes > 1 else ''}"
-        yield f"# {'' if each is table else 'against '}{each.scenario}: {each.cluster}; group {each.group}: {spread}"
+        yield f"# {name}: {each.cluster}; group {each.group}: {spread}"
     found = {(r["operation"], r["size"]): r["time_ratio"] for r in ratios or ()}
     theirs = {} if other is None else {(r.operation, s): r for r, s in zip(other.rows, other.asked, strict=True)}
     mine = {(r.operation, s): r for r, s in zip(table.rows, table.asked, strict=True)}
@@ -40,11 +41,11 @@ def lines(table: Table, other: Table | None = None, ratios: list[dict[str, Any]]
             yield line.rstrip()
         yield f"# Avg bus bandwidth    : {table.average(operation) / 1e9:g}"
         if other is not None and operation in other.operations:
-            yield f"# Avg bus bandwidth against {other.scenario} : {other.average(operation) / 1e9:g}"
+            yield f"# Avg bus bandwidth {names[1]} : {other.average(operation) / 1e9:g}"
     if other is not None:
-        yield f"# ratio: time of {other.scenario} over time of {table.scenario}; above 1 the first is faster"
-    for each in tables:
-        yield from (f"# {each.scenario}: {note}" for note in each.notes)
+        yield f"# ratio: time {names[1]} over time of {table.scenario}; above 1 the first is faster"
+    for name, each in zip(names, tables, strict=True):
+        yield from (f"# {name}: {note}" for note in each.notes)
 
 
 def _head(size: object, count: object, kind: str, redop: str) -> str:
