@@ -226,15 +226,26 @@ def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
 @_SET
 @click.option("--case", metavar="NAME", help="One of the scenario's cases.")
 @click.option(
-    "--operation", "operations", metavar="NAMES", help="all_reduce, all_gather, reduce_scatter, ...: some, or one."
+    "--operation",
+    "operations",
+    metavar="NAMES",
+    help="Some of all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, send_receive, with commas between.",
 )
 @click.option(
-    "--group", default="all", metavar="GROUP", help="all, node, rail, pod, gpus:N, or the job's: tensor, data, ..."
+    "--group",
+    default="all",
+    metavar="GROUP",
+    help="all, node, rail, pod, gpus:1024 (the first ones), or the job's tensor, context, expert, data, expert_data, "
+    "pipeline; node:5 is another one than the first.",
 )
-@click.option("--from", "first", default="8", metavar="SIZE", help="The first size; each is twice the one before.")
-@click.option("--to", "last", default="16GiB", metavar="SIZE", help="The last size.")
-@click.option("--algorithm", type=click.Choice(("auto", "ring", "tree", "nvls", "collnet", "pat", "hierarchical")))
-@click.option("--protocol", type=click.Choice(("auto", "ll", "ll128", "simple")))
+@click.option("--from", "first", default="8", metavar="SIZE", help="The first size, 8 B if absent; then it doubles.")
+@click.option("--to", "last", default="16GiB", metavar="SIZE", help="The last size, 16 GiB if absent.")
+@click.option(
+    "--algorithm",
+    type=click.Choice(("auto", "ring", "tree", "nvls", "collnet", "pat", "hierarchical")),
+    help="Forced where it can run; auto is NCCL's choice. The job's own if absent.",
+)
+@click.option("--protocol", type=click.Choice(("auto", "ll", "ll128", "simple")), help="The same of the protocol.")
 @click.option("--type", "kind", default="float", metavar="TYPE", help="Of the elements: float, half, bfloat16, ...")
 @_JSON
 @_PLOT

@@ -19,7 +19,7 @@ def lines(table: Table, other: Table | None = None, ratios: list[dict[str, Any]]
     ratios: of `benchmark_table.time_ratios`.
     """
     tables = (table,) if other is None else (table, other)
-    names = (table.scenario,) if other is None else (table.scenario, f"against {other.scenario}")
+    names: tuple[str, ...] = (table.scenario,) if other is None else (table.scenario, f"against {other.scenario}")
     for name, each in zip(names, tables, strict=True):
         spread = f"{each.ranks:,} ranks on {each.nodes:,} node{'s' if each.nodes > 1 else ''}"
         yield f"# {name}: {each.cluster}; group {each.group}: {spread}"
