@@ -11,20 +11,14 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from colossim import __version__
+from colossim.cli_collectives import collectives, validate_collectives
+from colossim.words import JSON, PLOT, SET, console
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_SET = click.option(
-    "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, such as job.micro_batch=2."
-)
-_PLOT = click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it as PNG.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 #: What click raises for a bare `colossim`; before version 8.2 it prints the help by itself.
 _NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
@@ -107,25 +101,18 @@ def _let_go() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    class Pipe(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return Pipe()
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="colossim %(version)s")
 def commands() -> None:
     """Simulates GPU training clusters: how long a step takes, and why."""
 
 
+commands.add_command(collectives)
+
+
 @commands.command()
 @click.argument("scenario")
-@_SET
+@SET
 @click.option("--case", metavar="NAME", help="Play one of the scenario's cases only.")
 @click.option(
     "--out",
@@ -134,7 +121,7 @@ def commands() -> None:
     help="Write summary.json, steps.csv and plots there.",
 )
 @click.option("--force", is_flag=True, help="Replace the files of another run in --out.")
-@_JSON
+@JSON
 @click.option("--no-plots", is_flag=True, help="Draw nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(
@@ -162,9 +149,9 @@ def run(
         found = {"scenario": variants[0].scenario.name, "cases": [row.to_dict() for row in rows]}
         click.echo(json.dumps(found, indent=2, allow_nan=False, default=list))
     elif only is not None:
-        show_measured(rows[0], _console())
+        show_measured(rows[0], console())
     else:
-        show_rows(rows, _console())
+        show_rows(rows, console())
     if out is not None and any(row.result is not None for row in rows):
         click.echo(f"written to {out}", err=True)
     elif out is None and not as_json and not no_plots:
@@ -182,9 +169,9 @@ def _progress(quiet: bool) -> AbstractContextManager[Any]:
 
 @commands.command()
 @click.argument("scenario")
-@_SET
+@SET
 @click.option("--case", metavar="NAME", help="One of the scenario's cases.")
-@_JSON
+@JSON
 def check(scenario: str, changes: tuple[str, ...], case: str | None, as_json: bool) -> None:
     """Reads SCENARIO and explains it; plays nothing."""
     from colossim.explain import explain
@@ -196,7 +183,7 @@ def check(scenario: str, changes: tuple[str, ...], case: str | None, as_json: bo
     if as_json:
         click.echo(json.dumps({"scenario": loaded.name, **sections}, indent=2))
     else:
-        show_sections(f"{loaded.name} is sound.", sections, _console())
+        show_sections(f"{loaded.name} is sound.", sections, console())
 
 
 @commands.command()
@@ -210,7 +197,7 @@ def schema() -> None:
 @commands.command()
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@_JSON
+@JSON
 def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
     """Lists the catalogue, or shows an entry of it: gpus, nodes, fabrics, models, software, scenarios."""
     from colossim.result import listing
@@ -218,98 +205,14 @@ def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(listing.facts(kind, name), indent=2))
     else:
-        listing.show(kind, name, _console())
-
-
-@commands.command()
-@click.argument("scenario")
-@_SET
-@click.option("--case", metavar="NAME", help="One of the scenario's cases.")
-@click.option(
-    "--operation",
-    "operations",
-    metavar="NAMES",
-    help="Some of all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, send_receive, with commas between.",
-)
-@click.option(
-    "--group",
-    default="all",
-    metavar="GROUP",
-    help="all, node, rail, pod, gpus:1024 (the first ones), or the job's tensor, context, expert, data, expert_data, "
-    "pipeline; node:5 is another one than the first.",
-)
-@click.option("--from", "first", default="8", metavar="SIZE", help="The first size, 8 B if absent; then it doubles.")
-@click.option("--to", "last", default="16GiB", metavar="SIZE", help="The last size, 16 GiB if absent.")
-@click.option(
-    "--algorithm",
-    type=click.Choice(("auto", "ring", "tree", "nvls", "collnet", "pat", "hierarchical")),
-    help="Forced where it can run; auto is NCCL's choice. The job's own if absent.",
-)
-@click.option("--protocol", type=click.Choice(("auto", "ll", "ll128", "simple")), help="The same of the protocol.")
-@click.option("--type", "kind", default="float", metavar="TYPE", help="Of the elements: float, half, bfloat16, ...")
-@_JSON
-@_PLOT
-@click.option("--against", metavar="SCENARIO", help="The same on another cluster, beside it.")
-def collectives(
-    scenario: str,
-    changes: tuple[str, ...],
-    case: str | None,
-    operations: str | None,
-    group: str,
-    first: str,
-    last: str,
-    algorithm: str | None,
-    protocol: str | None,
-    kind: str,
-    as_json: bool,
-    plot: Path | None,
-    against: str | None,
-) -> None:
-    """Times collectives on the cluster of SCENARIO, as nccl-tests would; --set changes this cluster only."""
-    from colossim.benchmark_table import tabulate, time_ratios
-    from colossim.options import doubling, known_type, parse_operations
-    from colossim.result.benchmark import lines
-    from colossim.scenario.reader import load_scenario
-
-    wanted = parse_operations(operations) if operations is not None else ()
-    sizes, kind = doubling(first, last), known_type(kind)
-    loaded = [load_scenario(scenario, set=changes, case=case)]
-    loaded += [load_scenario(against)] if against is not None else []
-    tables = [
-        tabulate(each, wanted, group, sizes, type=kind, algorithm=algorithm, protocol=protocol) for each in loaded
-    ]
-    other = tables[1] if against is not None else None
-    ratios = time_ratios(tables[0], other) if other is not None else []
-    if plot is not None:
-        from colossim.plot import collectives as draw
-
-        curves = {
-            f"{t.scenario}{' with --set' if i == 0 and changes else ''}, {t.group}: {t.ranks:,} GPUs": t.rows
-            for i, t in enumerate(tables)
-        }
-        _picture(draw(curves), plot)
-    if as_json:
-        beside = {"against": other.to_dict(), "time_ratios": ratios} if other is not None else {}
-        click.echo(json.dumps({**tables[0].to_dict(), **beside}, indent=2, allow_nan=False))
-    else:
-        click.echo("\n".join(lines(tables[0], other, ratios)))
-
-
-def _picture(axes: Any, path: Path) -> None:
-    """Writes a plot, whole or not at all."""
-    from functools import partial
-
-    from colossim.plot import save
-    from colossim.result.write import whole
-
-    whole(path, partial(save, axes))
+        listing.show(kind, name, console())
 
 
 @commands.command()
 @click.option("--source", metavar="NAME", help="Only the runs of one scenario.")
 @click.option("--collectives", "tables", is_flag=True, help="Measured collectives instead of runs.")
-@_PLOT
-@_JSON
+@PLOT
+@JSON
 @click.option("--quiet", is_flag=True, help="No progress.")
 def validate(source: str | None, tables: bool, plot: Path | None, as_json: bool, quiet: bool) -> None:
     """Predicts the published runs that ship, and says how wrong it is."""
@@ -320,7 +223,7 @@ def validate(source: str | None, tables: bool, plot: Path | None, as_json: bool,
     if plot is not None and not tables:
         raise click.UsageError("--plot draws the collectives: add --collectives")
     if tables:
-        _validate_collectives(as_json, plot)
+        validate_collectives(as_json, plot)
         return
     from colossim.validation import validate as predict
 
@@ -329,19 +232,4 @@ def validate(source: str | None, tables: bool, plot: Path | None, as_json: bool,
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        listing.show_validation(report, _console())
-
-
-def _validate_collectives(as_json: bool, plot: Path | None) -> None:
-    from colossim.measured import points, report
-    from colossim.result.listing import show_collectives
-
-    found = report()
-    if plot is not None:
-        from colossim.plot import predicted
-
-        _picture(predicted(points()), plot)
-    if as_json:
-        click.echo(json.dumps(found, indent=2, allow_nan=False))
-    else:
-        show_collectives(found, _console())
+        listing.show_validation(report, console())

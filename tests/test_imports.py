@@ -24,7 +24,7 @@ FLOORS = {
     "result": 5, "plot": 5,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "alone": 6, "measured": 6, "options": 6,
     "benchmark_table": 6,
-    "cli": 7, "__main__": 8,
+    "words": 7, "cli_collectives": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
 FLOOR_3 = (
@@ -40,6 +40,7 @@ STAIRS = [
         ("batch", "simulation"),
         ("measured", "alone"),
         ("options", "alone"),
+        *[("cli_collectives", "words"), ("cli", "words"), ("cli", "cli_collectives")],
         *[("benchmark_table", below) for below in ("alone", "options", "simulation")],
     ],
 ]
