@@ -14,7 +14,7 @@ import numpy as np
 
 from colossim.alone import Alone, Row
 from colossim.cluster import Cluster, build_cluster
-from colossim.errors import ScenarioError
+from colossim.errors import ScenarioError, SimulationError
 from colossim.options import TYPES, pick, wrong
 from colossim.scenario.schema import Scenario
 from colossim.simulation import library_of
@@ -22,6 +22,9 @@ from colossim.units import format_rate
 
 #: Types that NCCL's kernels don't reduce in the NVSwitch.
 _NOT_ON_SWITCH = frozenset({"int8", "uint8", "fp8_e4m3", "fp8_e5m2"})
+
+#: GPUs of the largest all-to-all whose messages are looked up one by one: ten seconds.
+_MOST_LOOKED_UP = 4096
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def tabulate(
 
     operations: of `alone.OPERATIONS`; all_reduce if none is named (send_receive for `pipeline`).  sizes: bytes.
     algorithm, protocol: forced where they can run; None leaves the scenario's own.
-    Raises ScenarioError for a group that isn't there, or where no size leaves 16 bytes for every rank.
+    Raises ScenarioError for a group that isn't there, or where no size leaves 16 bytes for every rank; SimulationError.
     """
     try:
         cluster = build_cluster(scenario.cluster)
@@ -110,7 +113,7 @@ def tabulate(
     asked: list[int] = []
     notes = []
     for operation in wanted:
-        made = [(size, alone.row(operation, size, type=type, width=TYPES[type])) for size in sizes]
+        made = _timed(alone, operation, sizes, type)
         held = [(size, row) for size, row in made if row.count]
         if not held:
             least = 16 * alone.size if made and made[0][1].size == 0 and alone.size > 1 else TYPES[type]
@@ -135,6 +138,22 @@ def tabulate(
         asked=tuple(asked),
         notes=tuple(notes),
     )
+
+
+def _timed(alone: Alone, operation: str, sizes: Sequence[int], type: str) -> list[tuple[int, Row]]:
+    """A row a size. Raises SimulationError where numbers leave what a float holds, or messages are too many to look up."""
+    fabric = alone.cluster.fabric
+    trays = fabric.type == "rail-optimized" and any(t.gpus > t.rails for t in alone.cluster.node_types)
+    if operation == "all_to_all" and trays and fabric.rails == "forward" and alone.size > _MOST_LOOKED_UP:
+        raise SimulationError(
+            f"an all-to-all of {alone.size:,} GPUs with several on a rail of their node is counted message by message: "
+            f"at most {_MOST_LOOKED_UP:,} GPUs, such as --group gpus:{_MOST_LOOKED_UP}"
+        )
+    try:
+        with np.errstate(over="raise"):
+            return [(size, alone.row(operation, size, type=type, width=TYPES[type])) for size in sizes]
+    except (FloatingPointError, OverflowError):
+        raise SimulationError("a quantity of the scenario is too large or too small to reckon with") from None
 
 
 def _names(algorithm: str) -> tuple[str, ...]:

@@ -227,6 +227,25 @@ def test_a_cluster_that_cannot_be_wired_is_located(cli):
     assert err.startswith("--set cluster.fabric.nodes_per_pod: a leaf needs")
 
 
+RACKS = """
+name: racks
+cluster: {nodes: [{type: gb200-nvl72, count: 60}], fabric: {base: spectrum-x, nodes_per_pod: 3}}
+job: {model: llama3-8b, sequence_length: 8192, global_batch: 4320}
+"""
+
+
+def test_what_cannot_be_timed_is_one_line(cli, tmp_path):
+    code, out, err = cli("collectives", "two-pods", "--set", "cluster.fabric.link=1e-300 B/s")
+    assert (code, out) == (1, "")
+    assert err == "a quantity of the scenario is too large or too small to reckon with\n"
+    (tmp_path / "racks.yaml").write_text(RACKS)
+    code, out, err = cli("collectives", tmp_path / "racks.yaml", "--operation", "all_to_all")
+    assert (code, out) == (1, "")
+    assert "4,320 GPUs" in err
+    assert "--group gpus:4096" in err
+    assert cli("collectives", tmp_path / "racks.yaml", "--operation", "all_to_all", "--group", "gpus:144")[0] == 0
+
+
 def test_sizes():
     assert doubling("8", "64") == (8, 16, 32, 64)
     assert doubling("3", "13") == (3, 6, 12)
