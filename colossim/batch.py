@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from colossim.errors import SimulationError
+from colossim.jobs import simulate_jobs
+from colossim.result.jobs import JobsResult
 from colossim.result.row import Row
-from colossim.result.write import forget_empty, prepare_out, write
+from colossim.result.write import forget_empty, prepare_out, whole, write
 from colossim.scenario.variants import Variant
 from colossim.simulation import Progress, simulate
 
@@ -56,6 +60,35 @@ def play_all(
     finally:
         forget_empty(new)
     return rows
+
+
+def play_jobs(
+    variants: Sequence[Variant], *, out: Path | None = None, force: bool = False, progress: Progress | None = None
+) -> list[tuple[str, JobsResult]]:
+    """Plays each variant of a scenario with several jobs: (label, result). out: folder for its summary.json.
+
+    Raises as `simulate_jobs` does, ScenarioError if the folder can't be used.
+    """
+    names = _folders([variant.label for variant in variants])
+    folders = [None if out is None else out / name if len(variants) > 1 else out for name in names]
+    new = [folder for folder in (*folders, out) if folder is not None and not os.path.exists(folder)]
+    found = []
+    try:
+        for folder in folders:
+            if folder is not None:
+                prepare_out(folder, force=force)
+        for variant, folder in zip(variants, folders, strict=True):
+            result = simulate_jobs(variant.scenario, progress)
+            found.append((variant.label, result))
+            if folder is not None:
+                whole(folder / "summary.json", partial(_put, result.to_json().encode() + b"\n"))
+    finally:
+        forget_empty(new)
+    return found
+
+
+def _put(text: bytes, file: Any) -> None:
+    file.write(text)
 
 
 def _folders(labels: list[str]) -> list[str]:

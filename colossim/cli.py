@@ -9,15 +9,19 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from colossim import __version__
 from colossim.cli_collectives import collectives, validate_collectives
 from colossim.words import JSON, PLOT, SET, console
+
+if TYPE_CHECKING:
+    from colossim.scenario.variants import Variant
 
 #: What click raises for a bare `colossim`; before version 8.2 it prints the help by itself.
 _NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -140,6 +144,8 @@ def run(
     from colossim.scenario.variants import load_variants
 
     variants = load_variants(scenario, set=changes, case=case)
+    if variants[0].scenario.jobs:
+        return _run_jobs(variants, out, force, as_json, quiet)
     with _progress(quiet) as tell:
         rows = play_all(variants, out=out, force=force, plots=not no_plots, progress=tell)
     only = rows[0].result if len(rows) == 1 else None
@@ -157,6 +163,30 @@ def run(
     elif out is None and not as_json and not no_plots:
         click.echo("nothing was written: --out DIR writes summary.json, steps.csv and plots", err=True)
     return 0 if any(row.result is not None for row in rows) else 1
+
+
+def _run_jobs(variants: Sequence[Variant], out: Path | None, force: bool, as_json: bool, quiet: bool) -> int:
+    """Several jobs on one fabric: a page, or an object, a variant."""
+    from colossim.batch import play_jobs
+    from colossim.result.jobs import show_jobs
+
+    with _progress(quiet) as tell:
+        found = play_jobs(variants, out=out, force=force, progress=tell)
+    if not as_json:
+        for label, result in found:
+            if len(found) > 1:
+                click.echo(label)
+            show_jobs(result, console())
+    elif len(found) == 1:
+        click.echo(found[0][1].to_json())
+    else:
+        cases = [{"case": label, **result.to_dict()} for label, result in found]
+        click.echo(
+            json.dumps({"scenario": found[0][1].scenario, "cases": cases}, indent=2, allow_nan=False, default=list)
+        )
+    if out is not None:
+        click.echo(f"written to {out}", err=True)
+    return 0
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Any]:

@@ -59,7 +59,7 @@ class Quotient:
 
     links: classes of links that can bind.  passive: the fabric's other bundles, one entry a level and direction, which
     carry bytes but never bind.  foreign: channels that use NICs or NVLinks of GPUs which are not members (relays).
-    pinned: channels whose flows routing pins to paths, which others share.
+    pinned: channels whose flows routing pins to paths, which others share.  jobs: of each channel; empty: there is one.
     approximate: whether `bundles` made the answer an estimate.
     """
 
@@ -72,6 +72,11 @@ class Quotient:
     foreign: frozenset[int]
     approximate: bool
     pinned: frozenset[int] = frozenset()
+    jobs: tuple[int, ...] = ()
+
+    def job_of(self, channel: int) -> int:
+        """Whose a channel is."""
+        return self.jobs[channel] if self.jobs else 0
 
 
 def quotient(traffic: Traffic, partition: Partition) -> Quotient:
@@ -108,7 +113,8 @@ def quotient(traffic: Traffic, partition: Partition) -> Quotient:
     )
     names = tuple((channel.name, channel.algorithm) for channel in traffic.channels)
     foreign = frozenset(i for i, c in enumerate(traffic.channels) if np.any(c.footprint.link < 4 * gpus))
-    return Quotient(rank_classes, names, tuple(group_classes), links, passive, partition, foreign, False)
+    jobs = tuple(channel.job for channel in traffic.channels)
+    return Quotient(rank_classes, names, tuple(group_classes), links, passive, partition, foreign, False, jobs=jobs)
 
 
 def _passive_links(traffic: Traffic, partition: Partition) -> tuple[LinkClass, ...]:

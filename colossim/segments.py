@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -151,7 +152,17 @@ class Fetch:
     channel: int
 
 
-Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch
+@dataclass(eq=False)
+class Gate:
+    """All ranks of a job wait for each other: the end of a step. needed: rank classes.  time: s at which the last came."""
+
+    needed: int
+    arrived: int = 0
+    event: Any = None
+    time: float | None = None
+
+
+Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch | Gate
 
 
 @dataclass(frozen=True)
@@ -175,13 +186,16 @@ class Compiler:
     """Compiles stage programs for rank classes; equal situations are compiled once.
 
     kernel_seconds(op, node type index) prices a Compute. slowdown: (x, y) of the software; blocking collectives that
-    cannot join a segment become activities of the network.
+    cannot join a segment become activities of the network.  job: whose programs these are;
+    stages: the first and the last number of its stages, if there are several jobs.
     """
 
     quotient: Quotient
     library: Library
     kernel_seconds: Callable[[Compute, int], float]
     slowdown: float
+    job: int = 0
+    stages: tuple[int, int] | None = None
     #: (channel name, operation, bytes, nodes, algorithm, protocol) of every collective that was compiled
     chosen: set[tuple[str, str, float, int, str, str]] = field(default_factory=set)
     _bodies: dict[tuple[object, ...], tuple[tuple[Step, ...], frozenset[tuple[str, int]]]] = field(default_factory=dict)
@@ -202,11 +216,12 @@ class Compiler:
         self._meets = frozenset(
             i for i, classes in enumerate(quotient.groups) if any(len(group.members) > 1 for group in classes)
         )
-        self._last = max(rank.stage for rank in quotient.ranks)
+        self._first, self._last = self.stages or (0, max(rank.stage for rank in quotient.ranks))
         # Each name's channels, one an algorithm.
         self._numbers: dict[str, list[int]] = {}
         for i, (name, _) in enumerate(quotient.channels):
-            self._numbers.setdefault(name, []).append(i)
+            if quotient.job_of(i) == self.job:
+                self._numbers.setdefault(name, []).append(i)
         # Bundles of the fabric are shared with groups that this rank knows nothing of.
         own = {i for i, link in enumerate(quotient.links) if link.kind.startswith(("nvlink", "nic"))}
         self._private = (
@@ -240,7 +255,7 @@ class Compiler:
         ] + [(program.epilogue, 0.0, (2, -1, -1))]:
             if not body:
                 continue
-            key = (id(body), host, rank.hardware, rank.stage == 0, rank.stage == self._last, shapes, posted)
+            key = (id(body), host, rank.hardware, rank.stage == self._first, rank.stage == self._last, shapes, posted)
             found = self._bodies.get(key)
             if found is None:
                 self._held.append(body)  # keeps id(body) taken
@@ -312,7 +327,7 @@ class Compiler:
             group = self._group(rank, channel)
             assert group is not None
             wraps = (op.direction == "forward" and rank.stage == self._last) - (
-                op.direction == "backward" and rank.stage == 0
+                op.direction == "backward" and rank.stage == self._first
             )
             steps.append(Ship(channel, self.library.timing("send", op.size, (group.shape,)), op.blocking, wraps))
         elif isinstance(op, Receive):

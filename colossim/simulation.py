@@ -142,8 +142,8 @@ def _tell(progress: Progress | None, what: str, share: float) -> None:
         progress(what, share)
 
 
-def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -> Setup:
-    """Compiles the programs of all rank classes of a folded job."""
+def kernel_pricer(laid: LaidOut) -> Callable[[Compute, int], float]:
+    """Seconds of an operation's kernels on a node type, remembered."""
     job, nodes = laid.scenario.job, laid.cluster.node_types
     seconds: dict[tuple[int, int], float] = {}
 
@@ -154,8 +154,13 @@ def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -
             seconds[key] = sum(kernel_time(kernel, nodes[node].gpu, job.precision) for kernel in op.kernels)
         return seconds[key]
 
-    overlap = job.software.overlap
-    compiler = Compiler(quotient, laid.library, kernel_seconds, overlap.compute or overlap.transfer)
+    return kernel_seconds
+
+
+def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -> Setup:
+    """Compiles the programs of all rank classes of a folded job."""
+    overlap = laid.scenario.job.software.overlap
+    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer)
     legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 
@@ -241,7 +246,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     quotient = setup.quotient
     assumptions = list(scenario.assumptions)
     if setup.pace is not None:
-        assumptions += pinned_assumptions(setup.pace, laid)
+        assumptions += pinned_assumptions(setup.pace, cluster.fabric.routing)
     elif quotient.approximate:
         assumptions.append(
             "run.fold: bundles is an estimate: each transfer rides the worst bundle it touches (within about 2 %)"
@@ -282,9 +287,9 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     )
 
 
-def pinned_assumptions(pace: Pace, laid: LaidOut) -> list[str]:
+def pinned_assumptions(pace: Pace, routing: str) -> list[str]:
     """What an answer under pinned routing leaves out."""
-    pinned, routing = pace.pinned, laid.cluster.fabric.routing
+    pinned = pace.pinned
     found = []
     replicas = int(pinned.replicas.max()) + 1
     if any(typical.any() for typical in pace.typical):

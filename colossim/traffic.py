@@ -10,7 +10,7 @@ Slack bundles are found here: a bundle whose feeding NICs sum to no more than it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +34,12 @@ class Channel:
     """All groups of one kind. members: (G, n) ranks; a boundary's columns are sender and receiver.
 
     roles: for each role the (R,) group of every rank, -1 where it has none. footprint: what the groups put on links when
-    they run `algorithm`. A kind of communication that may run several has a channel each, of the same groups.
+    they run `algorithm`. A kind of communication that may run several has a channel each, of the same groups.  job: whose.
     """
 
     name: str
     algorithm: str
+    job: int
     members: Ints
     roles: tuple[Ints, ...]
     footprint: Footprint
@@ -54,9 +55,10 @@ class Channel:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The job on the cluster, as arrays. R ranks on GPUs 0..R-1.
+    """The job on the cluster, as arrays. R ranks on GPUs 0..R-1; of several jobs their ranks, and idle GPUs between them.
 
-    stage: (R,) pipeline stage.  hardware: (R,) node type.  capacity: (links,) bytes/s of every link of the cluster.
+    stage: (R,) pipeline stage, counted on from job to job.  hardware: (R,) node type.
+    capacity: (links,) bytes/s of every link of the cluster.
     slack: (links,) bool: bundles that can never bind.  aligned: whether pipeline stages end where pods end.
     """
 
@@ -159,31 +161,35 @@ _FIXED: dict[str, tuple[str, Builder]] = {
 }
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one job asks of the cluster. first: the GPU of its first rank.
+
+    operations: those that its programs use, by channel name.  algorithms: those that its collectives may run beside a ring.
+    """
+
+    plan: Plan
+    first: int
+    operations: Mapping[str, frozenset[str]]
+    algorithms: frozenset[str]
+
+
 def build_traffic(
     cluster: Cluster, plan: Plan, *, operations: Mapping[str, frozenset[str]], algorithms: frozenset[str]
 ) -> Traffic:
-    """Lays the job onto the cluster.
+    """Lays one job onto the cluster's first GPUs; arguments as in `Share`."""
+    return join_traffic(cluster, [Share(plan, 0, operations, algorithms)])
 
-    operations: those that the programs use, by channel name.  algorithms: those that collectives may run beside a ring;
-    an algorithm is laid out where an operation of the channel can use it and at least one group is able to.
-    """
-    ranks = plan.world
-    channels = []
-    for name, members in group_members(plan).items():
-        if name not in operations:
-            continue
-        columns = [members[:, :1], members[:, 1:]] if name in BOUNDARY_CHANNELS else [members]
-        roles = tuple(_group_of(column, ranks) for column in columns)
-        if name in _FIXED:
-            algorithm, builder = _FIXED[name]
-            channels.append(Channel(name, algorithm, members, roles, builder(cluster, members)))
-            continue
-        for algorithm, builder in ALGORITHMS.items():
-            if algorithm == "ring" or (algorithm in algorithms and operations[name] & CAN[algorithm]):
-                footprint = builder(cluster, members)
-                if footprint.usable.any():
-                    channels.append(Channel(name, algorithm, members, roles, footprint))
-    stage = stage_of_ranks(plan)
+
+def join_traffic(cluster: Cluster, shares: Sequence[Share]) -> Traffic:
+    """Lays jobs onto a cluster. Stages are numbered on from job to job; GPUs between them idle in a stage of their own."""
+    ranks = max(share.first + share.plan.world for share in shares)
+    channels = [channel for job, share in enumerate(shares) for channel in _channels(cluster, share, job, ranks)]
+    stage = np.full(ranks, sum(share.plan.pipeline for share in shares), np.int32)
+    before = 0
+    for share in shares:
+        stage[share.first : share.first + share.plan.world] = stage_of_ranks(share.plan) + np.int32(before)
+        before += share.plan.pipeline
     capacity = cluster.capacity()
     return Traffic(
         cluster=cluster,
@@ -195,6 +201,27 @@ def build_traffic(
         slack=_slack(cluster, channels, capacity),
         aligned=_aligned(cluster, stage),
     )
+
+
+def _channels(cluster: Cluster, share: Share, job: int, ranks: int) -> list[Channel]:
+    """A job's channels: an algorithm is laid out where an operation can use it and some group is able to."""
+    found = []
+    for name, own in group_members(share.plan).items():
+        if name not in share.operations:
+            continue
+        members = own + np.int32(share.first)
+        columns = [members[:, :1], members[:, 1:]] if name in BOUNDARY_CHANNELS else [members]
+        roles = tuple(_group_of(column, ranks) for column in columns)
+        if name in _FIXED:
+            algorithm, builder = _FIXED[name]
+            found.append(Channel(name, algorithm, job, members, roles, builder(cluster, members)))
+            continue
+        for algorithm, builder in ALGORITHMS.items():
+            if algorithm == "ring" or (algorithm in share.algorithms and share.operations[name] & CAN[algorithm]):
+                footprint = builder(cluster, members)
+                if footprint.usable.any():
+                    found.append(Channel(name, algorithm, job, members, roles, footprint))
+    return found
 
 
 def _group_of(members: Ints, ranks: int) -> Ints:

@@ -21,6 +21,7 @@ from colossim.segments import (
     Alone,
     Blocking,
     Fetch,
+    Gate,
     Leg,
     Meeting,
     Part,
@@ -56,6 +57,18 @@ class Call(Activity):
         if self.done is None:
             self.done = simpy.Event(env)
         return self.done
+
+
+def _pass(gate: Gate, env: simpy.Environment) -> simpy.Event:
+    """One more has come to the gate; the last opens it."""
+    if gate.event is None:
+        gate.event = simpy.Event(env)
+    gate.arrived += 1
+    if gate.arrived == gate.needed:
+        gate.time = env.now
+        gate.event.succeed()
+    event: simpy.Event = gate.event
+    return event
 
 
 class Communicator:
@@ -252,7 +265,7 @@ class Member:
         env = self.network.env
         posted: dict[str, tuple[Call, int]] = {}
         counts = self._counts
-        self._legs = len(legs)
+        self._legs = max(1, len(legs))
         for number, leg in enumerate(legs):
             self._leg = number
             key = (leg.micro_batch, leg.chunk)
@@ -285,6 +298,10 @@ class Member:
                     if call.ended is None:
                         yield call.wait(env)
                         self._log_wait(start, call, STRAGGLER, step.category)
+                elif isinstance(step, Gate):
+                    start = env.now
+                    yield _pass(step, env)
+                    self.log_span(start, env.now, STRAGGLER)
                 elif isinstance(step, Meeting):
                     counts[step.channel] += 1
                     yield self._group(step.channel).meet(counts[step.channel], self, step.segment)

@@ -50,13 +50,13 @@ def play(
 
     # Whatever algorithm a channel stands for, its classes are those of the name's groups.
     communicators = {
-        name: [Communicator(network) for _ in classes]
-        for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
+        (quotient.job_of(number), name): [Communicator(network) for _ in quotient.groups[number]]
+        for number, (name, _) in enumerate(quotient.channels)
     }
     groups = [
         [
             Group(
-                communicators[name][i],
+                communicators[quotient.job_of(number), name][i],
                 kind,
                 name in BOUNDARY_CHANNELS,
                 seen(kind),
@@ -69,7 +69,8 @@ def play(
     recorded: set[tuple[int, int]] = set()
     members = []
     for index, kind in enumerate(quotient.ranks):
-        first_of_its_kind = (kind.stage, kind.hardware) not in recorded
+        # GPUs between jobs have nothing to play.
+        first_of_its_kind = bool(legs[index]) and (kind.stage, kind.hardware) not in recorded
         recorded.add((kind.stage, kind.hardware))
         places = tuple(
             tuple(groups[channel][place] if place >= 0 else None for place in roles)

@@ -15,7 +15,7 @@ __all__ = ["Plan", "derive", "no_effects"]
 
 def derive(scenario: Scenario) -> Plan:
     """The layout of the job on the cluster. Raises ScenarioError with every rule that is broken."""
-    job, par, gpus = scenario.job, scenario.job.parallelism, scenario.cluster.gpus
+    job, par, gpus = scenario.job, scenario.job.parallelism, _usable(scenario)
     problems: list[Problem] = []
 
     def report(field: str, message: str) -> None:
@@ -36,7 +36,7 @@ def derive(scenario: Scenario) -> Plan:
     }
     world = math.prod(axes.values())
     return Plan(
-        gpus=gpus,
+        gpus=scenario.cluster.gpus,
         world=world,
         spares=_spares(scenario, world),
         tensor=par.tensor,
@@ -53,6 +53,16 @@ def derive(scenario: Scenario) -> Plan:
         axes=axes,
         expert_context=par.expert // expert_axis,
     )
+
+
+def _usable(scenario: Scenario) -> int:
+    """GPUs that the job may use: of `nodes`, or of those it is placed on; of mixed types as if all were the smallest."""
+    job, groups = scenario.job, scenario.cluster.nodes
+    named = len(job.placement) if isinstance(job.placement, tuple) else None
+    limits = [count for count in (job.nodes, named) if count is not None]
+    if not limits:
+        return scenario.cluster.gpus
+    return min(scenario.cluster.gpus, min(limits) * min(group.type.gpus for group in groups))
 
 
 def _replicas(job: JobSpec, gpus: int, report: Report) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,9 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
         scenario = Scenario.model_validate(value, context={"catalog": extra})
     except pydantic.ValidationError as error:
         found = [p for p in translated(error, Scenario, value, keys, places) if p.field not in later]
+        if "jobs" in value:
+            # What is wrong with the first of several jobs is told where it stands.
+            found = [p for p in found if p.field != "job" and not p.field.startswith("job.")]
         problems += [p for p in found if not (broken_entries and "in its catalogue entry" in p.message)]
         problems += _rules_beside(value, error, extra, places)
     if scenario is not None:
@@ -137,11 +141,28 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
 
 def _rules(scenario: Scenario) -> tuple[Problem, ...]:
     """The rules between fields that the scenario breaks."""
+    if scenario.jobs:
+        return _rules_of_jobs(scenario)
     try:
         derive(scenario)
     except ScenarioError as error:
         return scenario.located(error).problems
     return ()
+
+
+def _rules_of_jobs(scenario: Scenario) -> tuple[Problem, ...]:
+    """The rules of each job, with its place among the jobs; no two have one name."""
+    problems: list[Problem] = []
+    names = [job.name for job in scenario.jobs]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            clash = ScenarioError([Problem(f"jobs.{i}.name", f"`{name}` is taken: names are unique")])
+            problems += scenario.located(clash).problems
+        problems += [
+            replace(p, field=f"jobs.{i}" + p.field[3:]) if p.field.split(".")[0] == "job" else p
+            for p in _rules(scenario.alone(i))
+        ]
+    return tuple(dict.fromkeys(problems))
 
 
 def _rules_beside(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from colossim.catalog.quantities import (
     Named,
@@ -35,7 +35,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
     ("jitter",): "campaigns",
     ("events",): "campaigns",
     ("run", "duration"): "campaigns",
-    ("jobs",): "several jobs on one fabric",
 }
 #: Values of the contract whose capability comes later.
 LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
@@ -131,6 +130,7 @@ class JobSpec(Facts):
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
     bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
     tokens: SomeCount | None = Field(default=None, description="tokens of the whole run; gives the time to train")
+    nodes: Positive | None = Field(default=None, description="nodes that the job may use; all when absent")
     placement: Literal["packed", "scattered"] | tuple[Natural, ...] = Field(
         default="packed", description="the cluster's first nodes, a random draw of them, or these ones in order"
     )
@@ -141,6 +141,12 @@ class JobSpec(Facts):
         default="auto", description="of rings and trees; auto: NCCL's choice by size and shape"
     )
     optimizer: bool = Field(default=True, description="whether a step ends with the optimizer")
+
+
+class NamedJob(JobSpec):
+    """One of several jobs."""
+
+    name: str = Field(description="what the job is called")
 
 
 class RunSpec(Facts):
@@ -183,13 +189,37 @@ class Scenario(Facts):
     assumptions: tuple[str, ...] = Field(default=(), description="what isn't published, and why it is as it is")
     catalog: str | None = Field(default=None, description="a file with catalogue entries of one's own")
     cluster: ClusterSpec = Field(description="nodes and fabric")
-    job: JobSpec = Field(description="the training job")
+    job: JobSpec = Field(description="the training job; of several, the first")
+    jobs: tuple[NamedJob, ...] = Field(default=(), description="several jobs on one fabric, in place of `job`")
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="variants, as a product")
 
     #: (file, line, column) of each dotted path that the user wrote
     _marks: dict[str, tuple[str | None, int | None, int | None]] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, data: Any) -> Any:
+        """`jobs` stand in the place of `job`, which is then the first of them."""
+        if isinstance(data, dict) and isinstance(data.get("jobs"), tuple) and data["jobs"]:
+            if "job" in data:
+                raise ValueError("has `job` and `jobs`: a scenario has one of them")
+            first = data["jobs"][0]
+            if isinstance(first, dict):
+                return {**data, "job": {key: value for key, value in first.items() if key != "name"}}
+        return data
+
+    def alone(self, index: int) -> Scenario:
+        """One of several jobs on the whole cluster, as a scenario of its own: its fields stand under `job`."""
+        job = self.jobs[index]
+        view = self.model_copy(update={"name": f"{self.name}: {job.name}", "job": job, "jobs": ()})
+        here = f"jobs.{index}"
+        view._marks = {path: place for path, place in self._marks.items() if not path.startswith("jobs")}
+        view._marks |= {
+            "job" + p[len(here) :]: place for p, place in self._marks.items() if f"{p}.".startswith(f"{here}.")
+        }
+        return view
 
     def written(self, path: str) -> bool:
         """Whether the user wrote this dotted path."""
