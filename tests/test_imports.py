@@ -19,7 +19,7 @@ FLOORS = {
     "catalog": 1, "scenario": 1,
     "cluster": 2, "workload": 2, "maxmin": 2,
     "footprint": 3, "patterns": 3, "trees": 3, "nccl": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3,
-    "collective": 3, "segments": 3,
+    "collective": 3, "segments": 3, "messages": 3, "chunks": 3,
     "engine": 4,
     "result": 5, "plot": 5,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "alone": 6, "measured": 6,
@@ -27,7 +27,8 @@ FLOORS = {
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
 FLOOR_3 = (
-    "segments", "collective", "fold", "quotient", "partition", "traffic", "nccl", "trees", "patterns", "footprint"
+    "chunks", "messages", "segments", "collective", "fold", "quotient", "partition", "traffic", "nccl", "trees",
+    "patterns", "footprint",
 )  # fmt: skip
 STAIRS = [
     *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],

@@ -90,6 +90,12 @@ class Network:
         self._dirty_links: set[int] = set()
         self._settling = False
 
+    def add_link(self, capacity: float) -> int:
+        """Number of a further link."""
+        self.capacity.append(capacity)
+        self._on.append({})
+        return len(self.capacity) - 1
+
     # -- deadlines ---------------------------------------------------------------------------------------------------
     def deadline(self, when: float, version: int, item: Any) -> None:
         """Calls item.due(self) at `when`, unless item.version has moved on by then."""
@@ -128,7 +134,7 @@ class Network:
         if latency > 0:
             self.deadline(self.env.now + latency, activity.version, activity)
         else:
-            self.begin(activity)
+            activity.due(self)
 
     def begin(self, activity: Activity) -> None:
         now = self.env.now
