@@ -68,6 +68,10 @@ class Activity:
         self.beside = 0
         self.watchers: tuple[Any, ...] = ()
 
+    def disturbed(self, network: Network) -> None:
+        """Its weights have changed."""
+        network.disturb(self)
+
     def due(self, network: Network) -> None:
         """A deadline of the activity: its latency is over, or its bytes have arrived."""
         if self.began is None:

@@ -50,6 +50,12 @@ class Call(Activity):
         self.posted: float | None = None
         self.latency = 0.0
 
+    def load(self, timing: Timing, exposed: float) -> None:
+        """What is to be moved."""
+        self.size = self.remaining = timing.bytes * exposed
+        self.latency = timing.latency * exposed
+        self.cap = timing.cap
+
     def wait(self, env: simpy.Environment) -> simpy.Event:
         """An event for its end; asked for only while it runs."""
         if self.done is None:
@@ -82,23 +88,31 @@ class Communicator:
             self._busy = False
 
 
-class Group:
-    """A class of groups at play, under one algorithm; those of one kind of communication share a communicator.
+class Carrier:
+    """What counts the bytes that a class of groups, or an edge of one, moves. watched: keep the throughput for the plots."""
 
-    watched: keep the throughput for the plots; watchers: members whose kernels it slows.
-    """
-
-    def __init__(self, communicator: Communicator, kind: GroupClass, boundary: bool, watched: bool) -> None:
-        self.communicator = communicator
-        self.network = communicator.network
+    def __init__(self, kind: GroupClass, watched: bool) -> None:
         self.kind = kind
-        self.boundary = boundary
-        self.needed = 1 if boundary else len(kind.members)
-        self.leader = kind.members[0]
         self.bytes = 0.0
         self.log: list[tuple[float, float, float]] | None = [] if watched else None
         self.segments: list[tuple[float, Segment]] = []
         self.watched = watched
+
+
+class Group(Carrier):
+    """A class of groups at play, under one algorithm; those of one kind of communication share a communicator.
+
+    watchers: members whose kernels it slows.
+    """
+
+    def __init__(self, communicator: Communicator, kind: GroupClass, boundary: bool, watched: bool) -> None:
+        super().__init__(kind, watched)
+        self.carriers: list[Carrier] = [self]
+        self.communicator = communicator
+        self.network = communicator.network
+        self.boundary = boundary
+        self.needed = 1 if boundary else len(kind.members)
+        self.leader = kind.members[0]
         self.watchers: tuple[Member, ...] = ()
         self._calls: dict[Hashable, Call] = {}
         self._meetings: dict[int, list[tuple[Member, float, Segment]]] = {}
@@ -107,8 +121,12 @@ class Group:
         """The call that goes by this key, made by whoever asks first."""
         found = self._calls.get(key)
         if found is None:
-            found = self._calls[key] = Call(self)
+            found = self._calls[key] = self.new_call()
         return found
+
+    def new_call(self) -> Call:
+        """A call that nobody has asked for yet."""
+        return Call(self)
 
     def arrive(self, key: Hashable, timing: Timing, exposed: float = 1.0) -> Call:
         """One member is ready; when all are, the call takes its turn. exposed: part of its time that isn't hidden."""
@@ -118,9 +136,7 @@ class Group:
             if not self.boundary:
                 del self._calls[key]
             self.bytes += timing.bytes
-            call.size = call.remaining = timing.bytes * exposed
-            call.latency = timing.latency * exposed
-            call.cap = timing.cap
+            call.load(timing, exposed)
             call.posted = self.network.env.now
             self.communicator.post(call)
         return call
@@ -354,7 +370,7 @@ class Member:
         activity.beside += change
         if self._y and (before == 0 or activity.beside == 0):
             activity.stretch = 1.0 + self._y if activity.beside else 1.0
-            self.network.disturb(activity)
+            activity.disturbed(self.network)
 
     def transfer_began(self, activity: Activity) -> None:
         """A transfer that slows this member's kernels, and is slowed by them, moves its first byte."""

@@ -41,7 +41,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
 LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
     ("cluster", "fabric", "routing"): {"ecmp": "routing by hash", "static": "routing by hash"},
     ("cluster", "fabric", "type"): {"graph": "own fabrics"},
-    ("run", "collectives"): {"chunked": "chunked collectives"},
     ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
 }
 
