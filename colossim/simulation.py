@@ -93,6 +93,8 @@ def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
     """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and DoesNotFit."""
     try:
         plan = derive(scenario)
+        if scenario.run.collectives == "chunked":
+            refuse_many_gpus(plan.world)
         _tell(progress, "wiring the cluster", 0.0)
         cluster = build_cluster(scenario.cluster)
     except ScenarioError as error:
@@ -153,8 +155,6 @@ def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
     laid = lay_out(scenario, progress)
     _tell(progress, "folding", 0.3)
     chunked = scenario.run.collectives == "chunked"
-    if chunked:
-        refuse_many_gpus(laid.plan.world)
     quotient = fold(laid.traffic, "off" if chunked else scenario.run.fold)
     _tell(progress, "compiling", 0.9)
     setup = compile_setup(laid, quotient)
