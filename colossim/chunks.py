@@ -26,10 +26,10 @@ ALGORITHMS = {
     "shift": ("shift",),
     "send": ("send",),
 }
-#: Algorithms whose phases follow each other for each slice of the buffer, so that slices overlap them.
-_PIPELINED = frozenset({"tree", "hierarchical", "nvls"})
-#: Bytes of a slice, at least, and slices of a part of the buffer, at most, if nobody says how many.
-SLICE, MOST_SLICES = 512 * 1024, 8
+#: Slices at most, if nobody says how many, where phases or hops follow each other for each slice of the buffer.
+MOST_SLICES = {"tree": 16, "nvls": 16, "hierarchical": 4, "direct": 4}
+#: Bytes of a message that is cut no further.
+SLICE = 128 * 1024
 
 
 def collective_messages(
@@ -69,12 +69,13 @@ def collective_messages(
     return _rings(ring_orders(cluster, members), operation, size, slices)
 
 
-def default_slices(algorithm: str, size: float, lanes: int) -> int:
-    """Slices of a buffer of `size` bytes on so many lanes, where phases follow each other: of SLICE bytes, a few."""
-    if algorithm not in _PIPELINED:
-        return 1
-    part = size / (2 * lanes) if algorithm == "tree" else size
-    return int(min(MOST_SLICES, max(1.0, part // SLICE)))
+def default_slices(algorithm: str, size: float, n: int, nodes: int) -> int:
+    """Slices of a collective of `size` bytes among n ranks on so many nodes."""
+    most = MOST_SLICES.get(algorithm, 1)
+    if most == 1 or (algorithm != "tree" and algorithm != "nvls" and nodes in (1, n)):
+        return 1  # nothing follows anything
+    part = size * nodes / (2 * n) if algorithm == "tree" else size / n
+    return int(min(most, max(1.0, part // SLICE)))
 
 
 def message_count(algorithm: str, operation: str, n: int, nodes: int, slices: int = 1) -> int:
@@ -82,7 +83,7 @@ def message_count(algorithm: str, operation: str, n: int, nodes: int, slices: in
     q = -(-n // nodes)
     passes = PASSES.get(operation, 1)
     if algorithm == "direct":
-        return n * (n - 1) * (1 if nodes in (1, n) else 2)
+        return slices * n * (n - 1) * (1 if nodes in (1, n) else 2)
     if algorithm in ("shift", "send"):
         return n if algorithm == "shift" else 1
     if algorithm == "pat":

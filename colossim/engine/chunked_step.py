@@ -186,7 +186,7 @@ class ChunkedGroup(Group):
 def slices_of(timing: Timing, kind: GroupClass) -> int:
     """Slices of a collective of this group."""
     shape = kind.shape
-    return default_slices(shape.algorithm, timing.size, max(1, shape.size // shape.nodes))
+    return default_slices(shape.algorithm, timing.size, shape.size, shape.nodes)
 
 
 def plays_whole(algorithm: str) -> bool:
