@@ -45,9 +45,9 @@ class Stage:
     def __init__(self, chunking: Chunking, quotient: Quotient, network: Network) -> None:
         self.cluster, self.library, self.quotient = chunking.cluster, chunking.library, quotient
         numbers = quotient.partition.link.astype(int).tolist()
-        for link in range(4 * self.cluster.gpus):
+        for link, capacity in enumerate(self.cluster.capacity()[: 4 * self.cluster.gpus].tolist()):
             if numbers[link] < 0:
-                numbers[link] = network.add_link(float(self.cluster.capacity()[link]))
+                numbers[link] = network.add_link(capacity)
         self.ground = Ground(self.cluster, network, numbers)
         self._passive = {link.kind: i for i, link in enumerate(quotient.passive)}
 
