@@ -102,6 +102,16 @@ STEPS = {
         16,
         (*ONE_STAGE, "job.model={base: mixtral-8x22b, layers: 2, ffn: 1024, expert_ffn: 1024}", f"{PAR}.expert=8"),
     ),
+    "hidden tensor traffic, sends that block": (
+        2,
+        16,
+        (f"{PAR}.pipeline=2", "job.overlap.tensor=true", "job.overlap.pipeline=false"),
+    ),
+    "a fat tree": (
+        4,
+        16,
+        (*ONE_STAGE, f"{PAR}.tensor=4", "cluster.fabric={base: spectrum-x, type: fat-tree, nodes_per_pod: 2}"),
+    ),
     "two kinds of GPU": (
         2,
         16,
