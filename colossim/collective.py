@@ -42,7 +42,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Pace:
+class MessageCost:
     """The same of one message: base: s once a collective.  nvlink_hop, network_hop: s of a message, without switches.
 
     nvlink, nic: bytes/s that all messages of the collective together sustain on one such link, protocol and ramp included.
@@ -153,7 +153,7 @@ class Library:
             size=size,
         )
 
-    def pace(self, operation: str, size: float, shape: Shape, protocol: str) -> Pace:
+    def message_cost(self, operation: str, size: float, shape: Shape, protocol: str) -> MessageCost:
         """What its messages pay when the collective is played one by one; as in `price`, the slowest node type counts.
 
         In-switch reduction has no hops of its own in a node: `base` holds them.
@@ -166,7 +166,7 @@ class Library:
         network_hop = max(_network_step(t, shape, p) for t in types)
         if algorithm == "pat":
             base, network_hop = base + nccl.PAT_RANK * shape.size, network_hop / nccl.PAT_OVERLAP
-        return Pace(base, nvlink_hop, network_hop, min(nvlink), min(nic))
+        return MessageCost(base, nvlink_hop, network_hop, min(nvlink), min(nic))
 
     def _rates(self, t: NodeType, operation: str, size: float, shape: Shape, protocol: str) -> tuple[float, float]:
         """bytes/s that a collective sustains on an NVLink and on a NIC of this node type."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
-from colossim.footprint import LEVELS, Edges, Floats, Footprint, Ints, Runs
+from colossim.footprint import LEVELS, Edges, Floats, Flows, Footprint, Ints, Runs
 
 
 def ring(cluster: Cluster, members: Ints) -> Footprint:
@@ -89,6 +89,7 @@ def ring(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=np.ones(groups, dtype=bool),
+        flows=edges.flows(),
     )
 
 
@@ -169,6 +170,7 @@ def _neighbours(cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=np.ones(groups, dtype=bool),
+        flows=edges.flows(),
     )
 
 
@@ -237,6 +239,16 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     if looked_up.any():
         leaves[flat[by_lookup]] = 0.0
         leaves += _each_message(cluster, edges, members, np.flatnonzero(looked_up))
+    flows: Flows | None = edges.flows()
+    if edges.pinned:
+        # Counts by place don't say which flow goes where.
+        counted = ~looked_up & (edges.crossings[0] > 0)
+        messages = Edges(cluster, groups)
+        if int(counted.sum()) * n * n <= _MOST_FLOWS:
+            _each_message(cluster, messages, members, np.flatnonzero(counted))
+            flows = Flows.joined([edges.flows(), messages.flows()])
+        else:
+            flows = None
     far = (edges.crossings > 0).sum(axis=0)
     start = np.arange(groups) * n
     switches = np.where(runs.count > 1, 2 * far + 1, 0)
@@ -267,6 +279,7 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=np.ones(groups, dtype=bool),
+        flows=flows,
     )
 
 
@@ -302,6 +315,8 @@ def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) ->
 
 #: Messages looked up at once, so that a large job needs no more memory for them than for its ranks.
 _PAIRS_AT_ONCE = 2_000_000
+#: Messages of all-to-alls that are told apart one by one where routing pins them; more of them average out.
+_MOST_FLOWS = 8_000_000
 #: (group, bundle, messages up, messages down) of each bundle that a group touches
 _Messages = tuple[Ints, Ints, Floats, Floats]
 

@@ -24,7 +24,7 @@ import simpy
 from colossim import chunks, patterns, trees
 from colossim.chunks import collective_messages
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, build_cluster
-from colossim.collective import PASSES, Library, Pace
+from colossim.collective import PASSES, Library, MessageCost
 from colossim.engine.chunked import Row, pipeline_rows, play_collective, play_messages, shape_of
 from colossim.engine.network import Activity, Network
 from colossim.messages import SWITCH
@@ -96,7 +96,7 @@ def loads(cluster, footprint):
 
 def paces(cluster, members, operation, size, algorithm):
     library = Library(cluster.node_types, cluster.fabric.link)
-    return library.pace(operation, size, shape_of(cluster, members, algorithm), "simple")
+    return library.message_cost(operation, size, shape_of(cluster, members, algorithm), "simple")
 
 
 class Nobody:
@@ -731,4 +731,4 @@ def test_a_circle_is_found():
     messages = collective_messages(cluster, np.arange(2), "shift", 1.0, algorithm="shift")
     circle = replace(messages, waiter=np.array([0, 1]), needed=np.array([1, 0]))
     with pytest.raises(RuntimeError, match="circle"):
-        play_messages(cluster, [circle], [Pace(0.0, 0.0, 0.0, 1.0, 1.0)])
+        play_messages(cluster, [circle], [MessageCost(0.0, 0.0, 0.0, 1.0, 1.0)])

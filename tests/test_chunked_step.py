@@ -22,7 +22,7 @@ from colossim import cli
 from colossim.chunks import ALGORITHMS, collective_messages, default_slices, message_count
 from colossim.engine import chunked_step
 from colossim.engine.chunked_step import messages_of_step, slices_of
-from colossim.errors import SimulationError
+from colossim.errors import ScenarioError, SimulationError
 from colossim.scenario.reader import load_scenario
 from colossim.segments import Blocking, Ship, Start
 from colossim.simulation import play_step, prepare, simulate
@@ -107,6 +107,14 @@ STEPS = {
         16,
         (f"{PAR}.pipeline=2", "job.overlap.tensor=true", "job.overlap.pipeline=false"),
     ),
+    "scattered over a narrow spine": (
+        8,
+        16,
+        (
+            *(f"{PAR}.pipeline=2", f"{PAR}.tensor=8", "job.placement=scattered", "cluster.fabric.nodes_per_pod=2"),
+            "cluster.fabric.oversubscription=[4,1]",
+        ),
+    ),
     "a fat tree": (
         4,
         16,
@@ -119,6 +127,8 @@ STEPS = {
     ),
 }
 LONG = {"stages of two pods"}
+#: Where groups that aren't alike meet on narrow bundles, nothing but their bytes bounds it, which says little. Measured: 0.2 %.
+MEASURED = {"scattered over a narrow spine": 0.004}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +139,7 @@ def test_a_chunked_step_is_the_fluid_step_within_latency_and_pipelining(name):
     nodes, batch, changes = STEPS[name]
     (setup, fluid), (other, chunked) = both(nodes, batch, *changes)
     below, above = slack(setup)
+    below, above = below + MEASURED.get(name, 0.0) * fluid.step_time, above + MEASURED.get(name, 0.0) * fluid.step_time
     assert fluid.step_time - below - 1e-9 * fluid.step_time <= chunked.step_time <= fluid.step_time * (1 + 1e-9) + above
     assert [(use.kind, use.count) for use in chunked.links] == [(use.kind, use.count) for use in fluid.links]
     for mine, theirs in zip(chunked.links, fluid.links, strict=True):
@@ -178,10 +189,13 @@ def test_two_ranks_a_node_on_an_odd_number_of_nodes_relay():
 
 
 def test_in_switch_reductions_stay_one_transfer_and_say_so():
-    result = simulate(scenario(2, 8, *ONE_STAGE, f"{PAR}.tensor=8", f"{PAR}.sharding=none"))
-    assert [text for text in result.assumptions if "nvls-tree" in text and "one transfer" in text]
-    (_, fluid), (_, chunked) = both(2, 8, *ONE_STAGE, f"{PAR}.tensor=8", f"{PAR}.sharding=none")
-    assert chunked.step_time == pytest.approx(fluid.step_time, rel=1e-9)
+    small = "job.model={base: llama3-8b, layers: 2}"
+    for nodes, name in ((1, "nvls"), (2, "nvls-tree")):
+        changes = (*ONE_STAGE, f"{PAR}.tensor=1", f"{PAR}.sharding=none", small, "job.collectives_algorithm=nvls")
+        result = simulate(scenario(nodes, 8 * nodes, *changes))
+        assert [text for text in result.assumptions if f" {name} " in text and "one transfer" in text]
+        (_, fluid), (_, chunked) = both(nodes, 8 * nodes, *changes)
+        assert chunked.step_time == pytest.approx(fluid.step_time, rel=1e-9)
 
 
 def test_a_chunked_run_says_that_it_is_unfolded():
@@ -250,6 +264,11 @@ def test_a_step_of_too_many_messages_says_what_would_fit(monkeypatch):
     monkeypatch.setattr(chunked_step, "MOST_MESSAGES", 10)
     with pytest.raises(SimulationError, match="What would fit: fewer layers or GPUs"):
         prepare(scenario(2, 64, f"{PAR}.pipeline=2"))
+
+
+def test_pinned_paths_are_refused_where_the_scenario_asks_for_chunks():
+    with pytest.raises(ScenarioError, match=r"run\.collectives: chunked plays adaptive routing, not ecmp"):
+        prepare(scenario(2, 8, *ONE_STAGE, "cluster.fabric.routing=ecmp"))
 
 
 def test_more_gpus_than_can_be_unfolded_are_refused_in_the_terminal(capsys):

@@ -2,7 +2,7 @@
 
 A message waits for what its sender must have received, and for the message before it on its lane and edge; it pays its
 latency, then its bytes share the links of its route with whatever else is in flight. What the collective pays once, and
-the rates that it reaches, are those of its fluid timing (`collective.Library.pace`).
+the rates that it reaches, are those of its fluid timing (`collective.Library.message_cost`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import simpy
 
 from colossim.chunks import by_node, collective_messages
 from colossim.cluster import Cluster
-from colossim.collective import Library, Pace
+from colossim.collective import Library, MessageCost
 from colossim.engine.network import Network
 from colossim.engine.script import Ground, Limits, Message, Play, Script
 from colossim.footprint import Floats, Ints, Shape
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 def shape_of(cluster: Cluster, members: Ints, algorithm: str) -> Shape:
-    """What `Library.pace` asks of a group: algorithm, ranks, nodes and hardware."""
+    """What `Library.message_cost` asks of a group: algorithm, ranks, nodes and hardware."""
     types = tuple(int(t) for t in np.unique(cluster.gpu_type[members]))
     nodes = len(by_node(cluster, np.sort(members)))
     return Shape(algorithm, int(members.size), types, 0.0, nodes, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -85,7 +85,7 @@ def play_collective(
     """
     groups = [np.asarray(members)] if np.ndim(members[0]) == 0 else [np.asarray(group) for group in members]
     library = library or Library(cluster.node_types, cluster.fabric.link)
-    paces = [library.pace(operation, size, shape_of(cluster, group, algorithm), protocol) for group in groups]
+    paces = [library.message_cost(operation, size, shape_of(cluster, group, algorithm), protocol) for group in groups]
     described = [
         collective_messages(cluster, group, operation, size, algorithm=algorithm, slices=slices, window=window)
         for group in groups
@@ -94,7 +94,7 @@ def play_collective(
 
 
 def play_messages(
-    cluster: Cluster, groups: Sequence[Messages], paces: Sequence[Pace], *, overlap: bool = False
+    cluster: Cluster, groups: Sequence[Messages], paces: Sequence[MessageCost], *, overlap: bool = False
 ) -> ChunkedRun:
     """Plays the messages of several groups on one network.
 

@@ -2,7 +2,8 @@
 
 Nothing is folded: every rank, group and link is a class of its own. A call pays what its collective costs once, then its
 `Play` moves the messages that the library's choice of algorithm spells out; rates and latencies are those of the fluid
-timing (`Library.pace`). In-switch reductions between nodes have no messages on GPUs' links alone: they stay one transfer.
+timing (`Library.message_cost`). In-switch reductions between nodes have no messages on GPUs' links alone: they stay one
+transfer.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from colossim.catalog.types import Fabric
 from colossim.chunks import ALGORITHMS, collective_messages, default_slices, message_count
 from colossim.cluster import Cluster
-from colossim.collective import Library, Pace, Timing
+from colossim.collective import Library, MessageCost, Timing
 from colossim.engine.network import Network
 from colossim.engine.rank import Call, Carrier, Communicator, Group
 from colossim.engine.script import Ground, Limits, Play, Script
-from colossim.errors import SimulationError
+from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.quotient import GroupClass, Quotient
 from colossim.segments import Blocking, Leg, Ship, Start
 from colossim.traffic import BOUNDARY_CHANNELS
@@ -129,9 +131,9 @@ class ChunkedGroup(Group):
         """A call whose messages are played."""
         return ChunkedCall(self)
 
-    def pace(self, timing: Timing) -> Pace:
+    def pace(self, timing: Timing) -> MessageCost:
         """What its messages pay."""
-        return self.stage.library.pace(timing.operation, timing.size, self.kind.shape, timing.protocol)
+        return self.stage.library.message_cost(timing.operation, timing.size, self.kind.shape, timing.protocol)
 
     def play(self, call: ChunkedCall) -> Play:
         """The call's messages, ready to begin. A group's calls take turns, so that its limits are this one's alone."""
@@ -192,6 +194,15 @@ def slices_of(timing: Timing, kind: GroupClass) -> int:
 def plays_whole(algorithm: str) -> bool:
     """Whether collectives by this algorithm (as `Timing` names it) are played as one transfer in a chunked step."""
     return not any(algorithm in ways for ways in ALGORITHMS.values()) or algorithm in IN_SWITCH
+
+
+def refuse_pinned_paths(fabric: Fabric) -> None:
+    """Raises ScenarioError where routing pins flows to paths: messages share the bundles of adaptive routing."""
+    if fabric.routing != "adaptive":
+        words = (
+            f"chunked plays adaptive routing, not {fabric.routing}: set cluster.fabric.routing: adaptive, or fluid here"
+        )
+        raise ScenarioError([Problem("run.collectives", words)])
 
 
 def refuse_many_gpus(world: int) -> None:

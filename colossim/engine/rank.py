@@ -49,12 +49,13 @@ class Call(Activity):
         self.arrived = 0
         self.posted: float | None = None
         self.latency = 0.0
+        self.pinned = group.pinned
 
     def load(self, timing: Timing, exposed: float) -> None:
         """What is to be moved."""
         self.size = self.remaining = timing.bytes * exposed
         self.latency = timing.latency * exposed
-        self.cap = timing.cap
+        self.cap = self.reach = timing.cap
 
     def wait(self, env: simpy.Environment) -> simpy.Event:
         """An event for its end; asked for only while it runs."""
@@ -102,12 +103,16 @@ class Carrier:
 class Group(Carrier):
     """A class of groups at play, under one algorithm; those of one kind of communication share a communicator.
 
-    watchers: members whose kernels it slows.
+    watchers: members whose kernels it slows.  pinned: (channel, class) if routing pins its flows to paths.
     """
 
-    def __init__(self, communicator: Communicator, kind: GroupClass, boundary: bool, watched: bool) -> None:
+    def __init__(
+        self, communicator: Communicator, kind: GroupClass, boundary: bool, watched: bool,
+        pinned: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(kind, watched)
         self.carriers: list[Carrier] = [self]
+        self.pinned = pinned
         self.communicator = communicator
         self.network = communicator.network
         self.boundary = boundary

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
-from colossim.collective import Pace
+from colossim.collective import MessageCost
 from colossim.engine.network import Activity, Network
 from colossim.footprint import LEVELS, Floats, Ints
 from colossim.messages import SWITCH, Messages
@@ -82,7 +82,7 @@ class Limits:
             self.numbers[link] = self.ground.network.add_link(float("inf"))
         return self.numbers[link]
 
-    def set(self, pace: Pace) -> None:
+    def set(self, pace: MessageCost) -> None:
         """For the collective that comes; none of the group's may be in flight."""
         gpus, capacity = self.ground.cluster.gpus, self.ground.network.capacity
         for link, number in self.numbers.items():
@@ -183,7 +183,7 @@ class Play:
     """
 
     def __init__(
-        self, network: Network, script: Script, pace: Pace, *, scale: float = 1.0, shown: float = 1.0,
+        self, network: Network, script: Script, pace: MessageCost, *, scale: float = 1.0, shown: float = 1.0,
         done: Callable[[], None] | None = None, began: Callable[[], None] | None = None,
         logs: list[list[tuple[float, float, float]] | None] | None = None,
     ) -> None:  # fmt: skip

@@ -13,6 +13,7 @@ from colossim.engine.chunked_step import Chunking, Stage
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, STRAGGLER, Carrier, Communicator, Group, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
+from colossim.flows import Pace
 from colossim.quotient import GroupClass, LinkClass, Quotient
 from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS
@@ -34,15 +35,17 @@ def play(
     node_names: tuple[str, ...],
     slowdown: tuple[float, float],
     progress: Progress | None = None,
+    pace: Pace | None = None,
     chunking: Chunking | None = None,
 ) -> StepRecord:
     """Plays one step of the folded job.
 
     legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of the
-    passes that have been played.  chunking: play messages one by one; the quotient is that of the identity partition.
+    passes that have been played.  pace: of flows that routing pins to paths.  chunking: play messages one by one; the
+    quotient is that of the identity partition.
     """
     env = simpy.Environment()
-    network = Network(env, (link.capacity for link in quotient.links))
+    network = Network(env, (link.capacity for link in quotient.links), pace)
     watched = _watched(quotient)
 
     def seen(kind: GroupClass) -> bool:
@@ -55,14 +58,15 @@ def play(
     }
     stage = None if chunking is None else Stage(chunking, quotient, network)
 
-    def made(name: str, i: int, kind: GroupClass) -> Group:
+    def made(number: int, name: str, i: int, kind: GroupClass) -> Group:
         if stage is not None:
             return stage.group(communicators[name][i], kind, name, watched)
-        return Group(communicators[name][i], kind, name in BOUNDARY_CHANNELS, seen(kind))
+        pinned = (number, i) if number in quotient.pinned else None
+        return Group(communicators[name][i], kind, name in BOUNDARY_CHANNELS, seen(kind), pinned)
 
     groups = [
-        [made(name, i, kind) for i, kind in enumerate(classes)]
-        for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
+        [made(number, name, i, kind) for i, kind in enumerate(classes)]
+        for number, ((name, _), classes) in enumerate(zip(quotient.channels, quotient.groups, strict=True))
     ]
     recorded: set[tuple[int, int]] = set()
     members = []
