@@ -28,6 +28,7 @@ class Timing:
     """bytes: on one network edge (NVLink edge inside a node).  latency: s before the first byte.  cap: bytes/s of an edge.
 
     algorithm, protocol: what was chosen.  which: its place among the shapes that were offered.
+    operation, size: what was asked for; S bytes.
     """
 
     bytes: float
@@ -36,6 +37,22 @@ class Timing:
     algorithm: str = ""
     protocol: str = ""
     which: int = 0
+    operation: str = ""
+    size: float = 0.0
+
+
+@dataclass(frozen=True)
+class MessageCost:
+    """The same of one message: base: s once a collective.  nvlink_hop, network_hop: s of a message, without switches.
+
+    nvlink, nic: bytes/s that all messages of the collective together sustain on one such link, protocol and ramp included.
+    """
+
+    base: float
+    nvlink_hop: float
+    network_hop: float
+    nvlink: float
+    nic: float
 
 
 @dataclass
@@ -114,13 +131,11 @@ class Library:
         p = nccl.PROTOCOLS.index(protocol)
         rates = []
         for t in types:
-            ramp = self._ramp(t, size, shape, operation, protocol)
-            nvlink = t.nvls.bandwidth if shape.algorithm in ("nvls", "collnet") and t.nvls else t.nvlink_ring.bandwidth
+            nvlink, nic = self._rates(t, operation, size, shape, protocol)
             if shape.nvlink_weight:
-                rates.append(nvlink * _PAYLOAD[protocol][0] / (shape.nvlink_weight * ramp))
+                rates.append(nvlink / shape.nvlink_weight)
             if shape.nic_weight:
-                nic = t.network.efficiency * min(t.nic, self.link)
-                rates.append(nic * _PAYLOAD[protocol][1] / (shape.nic_weight * ramp))
+                rates.append(nic / shape.nic_weight)
         share = shape.share * (shape.size / (shape.size - 1) if operation == "broadcast" else 1.0)
         steps = max(_steps(t, shape, p, passes) for t in types)
         base = max(_base(t, shape.algorithm, p, inside) for t in types)
@@ -134,7 +149,31 @@ class Library:
             algorithm=_name(shape),
             protocol=protocol,
             which=which,
+            operation=operation,
+            size=size,
         )
+
+    def message_cost(self, operation: str, size: float, shape: Shape, protocol: str) -> MessageCost:
+        """What its messages pay when the collective is played one by one; as in `price`, the slowest node type counts.
+
+        In-switch reduction has no hops of its own in a node: `base` holds them.
+        """
+        types = [self.nodes[t] for t in shape.hardware]
+        p, algorithm = nccl.PROTOCOLS.index(protocol), shape.algorithm
+        nvlink, nic = zip(*(self._rates(t, operation, size, shape, protocol) for t in types), strict=True)
+        base = max(_base(t, algorithm, p, shape.nodes == 1) for t in types)
+        nvlink_hop = 0.0 if algorithm in ("nvls", "collnet") else max(_nvlink_step(t, algorithm, p) for t in types)
+        network_hop = max(_network_step(t, shape, p) for t in types)
+        if algorithm == "pat":
+            base, network_hop = base + nccl.PAT_RANK * shape.size, network_hop / nccl.PAT_OVERLAP
+        return MessageCost(base, nvlink_hop, network_hop, min(nvlink), min(nic))
+
+    def _rates(self, t: NodeType, operation: str, size: float, shape: Shape, protocol: str) -> tuple[float, float]:
+        """bytes/s that a collective sustains on an NVLink and on a NIC of this node type."""
+        ramp = self._ramp(t, size, shape, operation, protocol)
+        nvlink = t.nvls.bandwidth if shape.algorithm in ("nvls", "collnet") and t.nvls else t.nvlink_ring.bandwidth
+        nic = t.network.efficiency * min(t.nic, self.link)
+        return nvlink * _PAYLOAD[protocol][0] / ramp, nic * _PAYLOAD[protocol][1] / ramp
 
     def _ramp(self, t: NodeType, size: float, shape: Shape, operation: str, protocol: str) -> float:
         # LL128 fills a tree over nodes as Simple does: without it the tables at 1 to 16 MiB come out a fifth too fast.

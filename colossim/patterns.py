@@ -125,6 +125,8 @@ def hierarchical(cluster: Cluster, members: Ints) -> Footprint:
         # The flat ring pays n-N NVLink hops a pass; two levels pay q-1.
         nvlink_steps=np.where(even, q - 1, flat_ring.nvlink_steps),
         network_steps=np.where(even, nodes - 1, flat_ring.network_steps),
+        # A chunk goes round a rail but for one edge; the flat ring of one rank a node has left that out already.
+        switches=flat_ring.switches * np.where(even & (q > 1), (nodes - 1) / nodes, 1.0),
         nvlink_weight=np.where(even, nvlink_weight, flat_ring.nvlink_weight),
     )
 

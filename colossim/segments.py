@@ -196,6 +196,8 @@ class Compiler:
     slowdown: float
     job: int = 0
     stages: tuple[int, int] | None = None
+    #: whether collectives may join segments
+    absorb: bool = True
     #: (channel name, operation, bytes, nodes, algorithm, protocol) of every collective that was compiled
     chosen: set[tuple[str, str, float, int, str, str]] = field(default_factory=set)
     _bodies: dict[tuple[object, ...], tuple[tuple[Step, ...], frozenset[tuple[str, int]]]] = field(default_factory=dict)
@@ -298,7 +300,7 @@ class Compiler:
                 exposed = 1.0 - op.hidden
                 several = channel in self._meets
                 busy = self._always | set(in_flight.values())
-                free = quiet and channel in self._private and not (self._conflicts[channel] & busy)
+                free = self.absorb and quiet and channel in self._private and not (self._conflicts[channel] & busy)
                 if free and several and meeting not in (-1, channel):
                     close()
                 if free:

@@ -18,6 +18,13 @@ import numpy as np
 from colossim.cluster import Cluster, build_cluster
 from colossim.cluster.placement import Wish, place
 from colossim.collective import Library
+from colossim.engine.chunked_step import (
+    Chunking,
+    plays_whole,
+    refuse_many_gpus,
+    refuse_many_messages,
+    refuse_pinned_paths,
+)
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
 from colossim.errors import DoesNotFit, ScenarioError, SimulationError
@@ -95,6 +102,9 @@ def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
     """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and DoesNotFit."""
     try:
         plan = derive(scenario)
+        if scenario.run.collectives == "chunked":
+            refuse_pinned_paths(scenario.cluster.fabric)
+            refuse_many_gpus(plan.world)
         _tell(progress, "wiring the cluster", 0.0)
         cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
     except ScenarioError as error:
@@ -160,7 +170,8 @@ def kernel_pricer(laid: LaidOut) -> Callable[[Compute, int], float]:
 def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -> Setup:
     """Compiles the programs of all rank classes of a folded job."""
     overlap = laid.scenario.job.software.overlap
-    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer)
+    fluid = laid.scenario.run.collectives == "fluid"
+    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer, absorb=fluid)
     legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 
@@ -169,9 +180,15 @@ def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
     """Lays the job out, folds it and compiles it. Raises ScenarioError (located), DoesNotFit, TooManyClasses."""
     laid = lay_out(scenario, progress)
     _tell(progress, "folding", 0.3)
-    quotient, pace = fold(laid.traffic, scenario.run.fold, scenario.run.seed)
+    chunked = scenario.run.collectives == "chunked"
+    quotient, pace = fold(laid.traffic, "off" if chunked else scenario.run.fold, scenario.run.seed)
     _tell(progress, "compiling", 0.9)
-    return compile_setup(laid, quotient, pace)
+    setup = compile_setup(laid, quotient, pace)
+    if chunked:
+        plan = laid.plan
+        together = plan.pipeline if plan.chunks > 1 else 1
+        refuse_many_messages(quotient, setup.legs, scenario.job.global_batch // plan.micro_batches, together)
+    return setup
 
 
 def stage_capacity(plan: Plan, cluster: Cluster) -> list[float]:
@@ -230,6 +247,7 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
         (overlap.compute, overlap.transfer),
         None if progress is None else lambda share: progress("playing the step", share),
         setup.pace,
+        Chunking(setup.laid.cluster, setup.laid.library) if setup.laid.scenario.run.collectives == "chunked" else None,
     )
 
 
@@ -250,6 +268,11 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     elif quotient.approximate:
         assumptions.append(
             "run.fold: bundles is an estimate: each transfer rides the worst bundle it touches (within about 2 %)"
+        )
+    whole = sorted({way[4] for way in setup.chosen if plays_whole(way[4])})
+    if scenario.run.collectives == "chunked" and whole:
+        assumptions.append(
+            f"run.collectives: chunked plays {' and '.join(whole)} as one transfer: switches add up there"
         )
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return build_result(
@@ -275,7 +298,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
             "groups": sum(len(classes) for classes in quotient.groups),
             "links": len(quotient.links) + len(quotient.passive),
         },
-        fold=scenario.run.fold,
+        fold="off" if scenario.run.collectives == "chunked" else scenario.run.fold,
         fold_rounds=quotient.partition.rounds,
         aligned=laid.traffic.aligned,
         setup_s=setup_s,

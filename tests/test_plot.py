@@ -15,10 +15,13 @@ from matplotlib.patches import StepPatch
 
 import colossim
 from colossim import plot
+from colossim.cluster import build_cluster
+from colossim.engine.chunked import pipeline_rows, play_collective
 from colossim.engine.record import CATEGORIES, LABEL, LinkUse, Timeline
 from colossim.plot.canvas import STYLE
 from colossim.plot.throughput import _MOST_LINKS, _POINTS, binned
 from colossim.plot.timeline import _COLUMNS, _SHADES, _passes, blurred, raster
+from colossim.scenario.schema import ClusterSpec
 from colossim.units import format_time
 
 DRAW = (plot.breakdown, plot.timeline, plot.throughput, plot.link_throughput, plot.tokens)
@@ -409,3 +412,52 @@ def test_a_name_is_no_formula_and_no_reason_to_warn(result, name, tmp_path):
         ax = draw(named)
         plot.save(ax, str(tmp_path / "x.png"))
         assert any(name in each.get_title(loc="left") for each in ax.get_figure().axes)
+
+
+# -- pipeline_fill -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def two_nodes():
+    return build_cluster(
+        ClusterSpec.model_validate({"nodes": ({"type": "hgx-h100", "count": 2},), "fabric": "spectrum-x"})
+    )
+
+
+def test_a_pipeline_has_a_row_an_edge_and_a_bar_a_message(two_nodes):
+    run = play_collective(two_nodes, np.arange(8), "broadcast", 8e6, algorithm="ring", slices=4, overlap=True)
+    ax = plot.pipeline_fill(run)
+    assert [label.get_text() for label in ax.get_yticklabels()] == [f"{i} to {i + 1}" for i in range(7)]
+    rows = pipeline_rows(run)
+    bars = sorted((bar.get_x(), bar.get_x() + bar.get_width(), round(bar.get_y() + 0.39)) for bar in ax.patches)
+    assert np.array(bars) == pytest.approx(
+        np.array(sorted((row.start * 1e6, row.end * 1e6, row.edge[0]) for row in rows))
+    )
+    colours = {row.slice: set() for row in rows}
+    for bar in ax.patches:
+        row = min(rows, key=lambda r, b=bar: abs(r.start * 1e6 - b.get_x()) + abs(r.edge[0] - b.get_y() - 0.39))
+        colours[row.slice].add(bar.get_facecolor())
+    assert all(len(shades) == 1 for shades in colours.values())
+    assert len(set.union(*colours.values())) == 4
+    # A line of latency ends where its bar begins.
+    assert {round(line.get_xdata()[1], 6) for line in ax.lines} == {round(row.start * 1e6, 6) for row in rows}
+
+
+@pytest.mark.parametrize(("operation", "algorithm", "lanes"), [("all_reduce", "ring", 8), ("all_reduce", "tree", 16)])
+def test_a_pipeline_of_one_lane_of_several(two_nodes, operation, algorithm, lanes):
+    run = play_collective(two_nodes, np.arange(16), operation, 64e6, algorithm=algorithm, overlap=True)
+    ax = plot.pipeline_fill(run, lane=lanes - 1)
+    assert f"lane {lanes - 1} of {lanes}" in ax.get_title(loc="left")
+    assert len(ax.patches) == sum(row.lane == lanes - 1 for row in pipeline_rows(run))
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    if algorithm == "ring":
+        assert len(labels) == 16
+        for here, following in zip(labels, labels[1:] + labels[:1], strict=True):
+            assert here.split(" to ")[1] == following.split(" to ")[0]
+    with pytest.raises(ValueError, match=f"no lane {lanes}"):
+        plot.pipeline_fill(run, lane=lanes)
+
+
+def test_a_pipeline_is_drawn_where_it_is_told_and_knows_the_switch(two_nodes):
+    run = play_collective(two_nodes, np.arange(8), "all_reduce", 64e6, algorithm="nvls", slices=2, overlap=True)
+    ax = Figure().add_subplot()
+    assert plot.pipeline_fill(run, ax) is ax
+    assert "0 to the switch" in [label.get_text() for label in ax.get_yticklabels()]

@@ -74,6 +74,10 @@ class Activity:
         self.beside = 0
         self.watchers: tuple[Any, ...] = ()
 
+    def disturbed(self, network: Network) -> None:
+        """Its weights have changed."""
+        network.disturb(self)
+
     def due(self, network: Network) -> None:
         """A deadline of the activity: its latency is over, or its bytes have arrived."""
         if self.began is None:
@@ -101,6 +105,12 @@ class Network:
         self._dirty: dict[Activity, None] = {}
         self._dirty_links: set[int] = set()
         self._settling = False
+
+    def add_link(self, capacity: float) -> int:
+        """Number of a further link."""
+        self.capacity.append(capacity)
+        self._on.append({})
+        return len(self.capacity) - 1
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
     def deadline(self, when: float, version: int, item: Any) -> None:
@@ -140,7 +150,7 @@ class Network:
         if latency > 0:
             self.deadline(self.env.now + latency, activity.version, activity)
         else:
-            self.begin(activity)
+            activity.due(self)
 
     def begin(self, activity: Activity) -> None:
         now = self.env.now

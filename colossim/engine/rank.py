@@ -1,21 +1,18 @@
 """Rank processes: each plays its program in order, and waits for others where the program says so.
 
 A `Member` is one rank class at play: its compute stream, its place in each group, and what it remembers of the step.
-A `Group` is one class of groups (or of stage boundaries): its members meet here, and its collectives run first-in
-first-out on the group's `Communicator`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from typing import Any
 
 import simpy
 
-from colossim.collective import Timing
+from colossim.engine.group import STRAGGLER, Call, Group
 from colossim.engine.network import Activity, Network
-from colossim.quotient import GroupClass, RankClass
+from colossim.quotient import RankClass
 from colossim.segments import (
     CATEGORY,
     Alone,
@@ -32,31 +29,8 @@ from colossim.segments import (
 )
 
 BUBBLE = CATEGORY["bubble"]
-STRAGGLER = CATEGORY["straggler"]
 BOUNDARY = CATEGORY["forward"]
 DATA = CATEGORY["data"]
-
-
-class Call(Activity):
-    """One collective of a group class, or one transfer over a boundary. posted: when its last member was ready."""
-
-    __slots__ = ("arrived", "latency", "posted")
-
-    def __init__(self, group: Group) -> None:
-        super().__init__(group.kind.links, 0.0, 0.0)
-        self.owner = group
-        self.log = group.log
-        self.watchers = group.watchers
-        self.arrived = 0
-        self.posted: float | None = None
-        self.latency = 0.0
-        self.pinned = group.pinned
-
-    def wait(self, env: simpy.Environment) -> simpy.Event:
-        """An event for its end; asked for only while it runs."""
-        if self.done is None:
-            self.done = simpy.Event(env)
-        return self.done
 
 
 def _pass(gate: Gate, env: simpy.Environment) -> simpy.Event:
@@ -69,146 +43,6 @@ def _pass(gate: Gate, env: simpy.Environment) -> simpy.Event:
         gate.event.succeed()
     event: simpy.Event = gate.event
     return event
-
-
-class Communicator:
-    """The order of a group's collectives: first-in first-out, whatever algorithm each runs."""
-
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self._queue: deque[Call] = deque()
-        self._busy = False
-
-    def post(self, call: Call) -> None:
-        """The call takes its turn."""
-        if self._busy:
-            self._queue.append(call)
-        else:
-            self._busy = True
-            self.network.start(call, call.latency)
-
-    def turn(self) -> None:
-        """A call has ended: the next one begins."""
-        if self._queue:
-            following = self._queue.popleft()
-            self.network.start(following, following.latency)
-        else:
-            self._busy = False
-
-
-class Group:
-    """A class of groups at play, under one algorithm; those of one kind of communication share a communicator.
-
-    watched: keep the throughput for the plots; watchers: members whose kernels it slows.  pinned: (channel, class) if
-    routing pins its flows to paths.
-    """
-
-    def __init__(
-        self,
-        communicator: Communicator,
-        kind: GroupClass,
-        boundary: bool,
-        watched: bool,
-        pinned: tuple[int, int] | None = None,
-    ) -> None:
-        self.pinned = pinned
-        self.communicator = communicator
-        self.network = communicator.network
-        self.kind = kind
-        self.boundary = boundary
-        self.needed = 1 if boundary else len(kind.members)
-        self.leader = kind.members[0]
-        self.bytes = 0.0
-        self.log: list[tuple[float, float, float]] | None = [] if watched else None
-        self.segments: list[tuple[float, Segment]] = []
-        self.watched = watched
-        self.watchers: tuple[Member, ...] = ()
-        self._calls: dict[Hashable, Call] = {}
-        self._meetings: dict[int, list[tuple[Member, float, Segment]]] = {}
-
-    def call(self, key: Hashable) -> Call:
-        """The call that goes by this key, made by whoever asks first."""
-        found = self._calls.get(key)
-        if found is None:
-            found = self._calls[key] = Call(self)
-        return found
-
-    def arrive(self, key: Hashable, timing: Timing, exposed: float = 1.0) -> Call:
-        """One member is ready; when all are, the call takes its turn. exposed: part of its time that isn't hidden."""
-        call = self.call(key)
-        call.arrived += 1
-        if call.arrived == self.needed:
-            if not self.boundary:
-                del self._calls[key]
-            self.bytes += timing.bytes
-            call.size = call.remaining = timing.bytes * exposed
-            call.latency = timing.latency * exposed
-            call.cap = call.reach = timing.cap
-            call.posted = self.network.env.now
-            self.communicator.post(call)
-        return call
-
-    def ended(self, call: Activity) -> None:
-        """A call's bytes have arrived: the next one takes its turn."""
-        if call.done is not None:
-            call.done.succeed()
-        self.communicator.turn()
-
-    def book(self, part: Part, begin: float) -> None:
-        """Counts the bytes on an edge that a part of a segment moved; what overlap hides of it is in no instant's rate."""
-        self.bytes += part.bytes
-        if self.log is not None and part.seconds > 0:
-            self.log.append((begin, begin + part.seconds, part.bytes * part.shown / part.seconds))
-
-    def meet(self, number: int, member: Member, segment: Segment) -> simpy.Event:
-        """A member enters a segment that all members play together; returns an event for the member's own end.
-
-        With arrivals a_i and parts p_ij between collectives c_j: T_0 = max(a_i + p_i0) + c_0,
-        T_j = T_(j-1) + max(p_ij) + c_j, and member i ends after its own last part.
-        """
-        env = self.network.env
-        arrived = self._meetings.setdefault(number, [])
-        member.gate = simpy.Event(env)
-        arrived.append((member, env.now, segment))
-        if len(arrived) == self.needed:
-            del self._meetings[number]
-            self._play(arrived, env)
-        return member.gate
-
-    def _play(self, arrived: list[tuple[Member, float, Segment]], env: simpy.Environment) -> None:
-        clocks = [start for _, start, _ in arrived]
-        places = [0] * len(arrived)
-        while True:
-            # What is a member's own up to the next collective of this group: kernels, collectives with its likes.
-            together = None
-            for i, (member, _, segment) in enumerate(arrived):
-                parts = segment.parts
-                at, clock = places[i], clocks[i]
-                while at < len(parts) and parts[at].channel != self.kind.channel:
-                    part = parts[at]
-                    member.log_span(clock, clock + part.seconds, part.category)
-                    if part.channel >= 0:
-                        member.book(part, clock)
-                    clock += part.seconds
-                    at += 1
-                places[i], clocks[i] = at, clock
-                together = parts[at] if at < len(parts) else None
-            if together is None:
-                break
-            begin = max(clocks)
-            end = begin + together.seconds
-            for i, (member, _, _) in enumerate(arrived):
-                member.log_span(clocks[i], begin, STRAGGLER)
-                member.log_span(begin, end, together.category)
-                places[i] += 1
-                clocks[i] = end
-            self.book(together, begin)
-        now = env.now
-        for (member, _, segment), clock in zip(arrived, clocks, strict=True):
-            member.computed += segment.compute
-            gate = member.gate
-            gate._ok, gate._value = True, None
-            env.schedule(gate, delay=max(0.0, clock - now))
 
 
 class Member:
@@ -381,7 +215,7 @@ class Member:
         activity.beside += change
         if self._y and (before == 0 or activity.beside == 0):
             activity.stretch = 1.0 + self._y if activity.beside else 1.0
-            self.network.disturb(activity)
+            activity.disturbed(self.network)
 
     def transfer_began(self, activity: Activity) -> None:
         """A transfer that slows this member's kernels, and is slowed by them, moves its first byte."""

@@ -9,8 +9,10 @@ import numpy as np
 import simpy
 from simpy.core import EmptySchedule
 
+from colossim.engine.chunked_step import Chunking, Stage
+from colossim.engine.group import STRAGGLER, Carrier, Communicator, Group
 from colossim.engine.network import Network
-from colossim.engine.rank import BUBBLE, STRAGGLER, Communicator, Group, Member
+from colossim.engine.rank import BUBBLE, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.flows import Pace
 from colossim.quotient import GroupClass, LinkClass, Quotient
@@ -35,11 +37,13 @@ def play(
     slowdown: tuple[float, float],
     progress: Progress | None = None,
     pace: Pace | None = None,
+    chunking: Chunking | None = None,
 ) -> StepRecord:
     """Plays one step of the folded job.
 
     legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of the
-    passes that have been played.  pace: of flows that routing pins to paths.
+    passes that have been played.  pace: of flows that routing pins to paths.  chunking: play messages one by one; the
+    quotient is that of the identity partition.
     """
     env = simpy.Environment()
     network = Network(env, (link.capacity for link in quotient.links), pace)
@@ -53,17 +57,18 @@ def play(
         (quotient.job_of(number), name): [Communicator(network) for _ in quotient.groups[number]]
         for number, (name, _) in enumerate(quotient.channels)
     }
+    stage = None if chunking is None else Stage(chunking, quotient, network)
+
+    def made(number: int, name: str, i: int, kind: GroupClass) -> Group:
+        if stage is not None:
+            return stage.group(communicators[quotient.job_of(number), name][i], kind, name, watched)
+        pinned = (number, i) if number in quotient.pinned else None
+        return Group(
+            communicators[quotient.job_of(number), name][i], kind, name in BOUNDARY_CHANNELS, seen(kind), pinned
+        )
+
     groups = [
-        [
-            Group(
-                communicators[quotient.job_of(number), name][i],
-                kind,
-                name in BOUNDARY_CHANNELS,
-                seen(kind),
-                (number, i) if number in quotient.pinned else None,
-            )
-            for i, kind in enumerate(classes)
-        ]
+        [made(number, name, i, kind) for i, kind in enumerate(classes)]
         for number, ((name, _), classes) in enumerate(zip(quotient.channels, quotient.groups, strict=True))
     ]
     recorded: set[tuple[int, int]] = set()
@@ -185,15 +190,15 @@ def _link_uses(
 ) -> tuple[LinkUse, ...]:
     logs: dict[int, tuple[Floats, Floats, Floats]] = {}
 
-    def log_of(group: Group) -> tuple[Floats, Floats, Floats]:
+    def log_of(group: Carrier) -> tuple[Floats, Floats, Floats]:
         if id(group) not in logs:
             logs[id(group)] = _throughput(group)
         return logs[id(group)]
 
-    touching: list[list[tuple[Group, float]]] = [[] for _ in quotient.links]
-    passing: list[list[tuple[Group, float]]] = [[] for _ in quotient.passive]
+    touching: list[list[tuple[Carrier, float]]] = [[] for _ in quotient.links]
+    passing: list[list[tuple[Carrier, float]]] = [[] for _ in quotient.passive]
     for classes in groups:
-        for group in classes:
+        for group in (carrier for whole in classes for carrier in whole.carriers):
             for index, weight in group.kind.links:
                 touching[index].append((group, weight))
             for index, weight in group.kind.passive:
@@ -209,7 +214,7 @@ def _link_uses(
     return tuple(uses)
 
 
-def _throughput(group: Group) -> tuple[Floats, Floats, Floats]:
+def _throughput(group: Carrier) -> tuple[Floats, Floats, Floats]:
     """(intervals,) start, end and bytes/s of an edge of the group."""
     rows = [np.array(group.log or np.zeros((0, 3)), dtype=np.float64)]
     channel = group.kind.channel
@@ -228,7 +233,8 @@ def _throughput(group: Group) -> tuple[Floats, Floats, Floats]:
 
 
 def _link_use(
-    link: LinkClass, groups: list[tuple[Group, float]], log_of: Callable[[Group], tuple[Floats, Floats, Floats]] | None,
+    link: LinkClass, groups: list[tuple[Carrier, float]],
+    log_of: Callable[[Carrier], tuple[Floats, Floats, Floats]] | None,
     step_time: float,
 ) -> LinkUse:  # fmt: skip
     carried = sum(group.bytes * weight for group, weight in groups)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from colossim.plot.breakdown import breakdown
 from colossim.plot.canvas import save
 from colossim.plot.collectives import collectives
+from colossim.plot.pipeline import pipeline_fill
 from colossim.plot.scoreboard import errors, predicted
 from colossim.plot.throughput import link_throughput, throughput, tokens
 from colossim.plot.timeline import timeline
@@ -18,6 +19,7 @@ __all__ = [
     "collectives",
     "errors",
     "link_throughput",
+    "pipeline_fill",
     "predicted",
     "save",
     "throughput",

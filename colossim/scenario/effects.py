@@ -73,6 +73,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             )
             for i in range(fabric.tiers - 1, 3)
         ),
+        (
+            "run.fold",
+            scenario.run.collectives == "chunked" and scenario.run.fold != "off",
+            "chunked collectives are played unfolded",
+        ),
         ("run.seed", True, "nothing is drawn at random in this run"),
     ]
     return [f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)]

@@ -15,6 +15,8 @@ def json_schema() -> dict[str, Any]:
     """
     schema = Scenario.model_json_schema()
     _tidy(schema)
+    schema["required"] = [name for name in schema["required"] if name != "job"]
+    schema["oneOf"] = [{"required": ["job"]}, {"required": ["jobs"]}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "colossim scenario",

@@ -39,7 +39,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
 #: Values of the contract whose capability comes later.
 LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
     ("cluster", "fabric", "type"): {"graph": "own fabrics"},
-    ("run", "collectives"): {"chunked": "chunked collectives"},
     ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
 }
 
