@@ -75,6 +75,13 @@ def test_ways_to_a_nic(tmp_path):
     assert facts.nic == 50e9 / 4
 
 
+def test_fewer_switches_are_nearer(tmp_path):
+    """Over two switches to NIC 0, over three to NIC 1."""
+    inside = switch("30", gpu(0, "31")), nic(0, "40"), switch("50", nic(1, "51"))
+    facts = node(tmp_path, system(cpu(0, switch("10", *inside))))
+    assert (facts.nearest, facts.distance) == (((0,),), ("PXB",))
+
+
 def test_two_gpus_share_the_nics_of_their_switch(tmp_path):
     """A100's way: two GPUs and two NICs of 200 Gb/s a switch: each GPU has one of them for itself in effect."""
     box = switch("10", gpu(0, "11"), gpu(1, "12"), nic(0, "13", "200000"), nic(1, "14", "200000"))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from colossim.cluster.examples import dragonfly_plus, multi_plane
 from colossim.cluster.own import own_fabric
+from colossim.cluster.paths import mixed
 from colossim.errors import ScenarioError, SimulationError
 
 HOP = 1e-6
@@ -41,10 +42,10 @@ def shares_by_name(fabric, src, dst):
 
 
 # -- against brute force ---------------------------------------------------------------------------------------------
-def brute_force(graph, src, dst, relay):
+def brute_force(graph, src, dst, relay, weight):
     """({(tail, head): share}, worst latency) over all shortest paths that networkx finds, split vertex by vertex."""
     kept = graph if relay else graph.subgraph([v for v in graph if v in (src, dst) or graph.nodes[v]["kind"] != "gpu"])
-    paths = list(nx.all_shortest_paths(kept, src, dst))
+    paths = list(nx.all_shortest_paths(kept, src, dst, weight=weight))
     following = {}
     for path in paths:
         for tail, head in pairwise(path):
@@ -79,16 +80,17 @@ def graphs(draw):
     tree += [(f"g{i}", f"s{draw(st.integers(0, switches - 1))}") for i in range(gpus)]
     for a, b in wanted + tree + [(b, a) for a, b in tree]:
         if a != b:
-            graph.add_edge(a, b, capacity=draw(st.integers(1, 4)), latency=draw(st.integers(0, 3)))
+            facts = {"capacity": st.integers(1, 4), "latency": st.integers(0, 3), "far": st.integers(1, 3)}
+            graph.add_edge(a, b, **{name: draw(values) for name, values in facts.items()})
     return graph
 
 
 @settings(max_examples=150, deadline=None)
-@given(graphs(), st.booleans())
-def test_spread_is_what_all_shortest_paths_add_up_to(graph, relay):
+@given(graphs(), st.booleans(), st.sampled_from([None, "far"]))
+def test_spread_is_what_all_shortest_paths_add_up_to(graph, relay, weight):
     """Shares, latencies and the sum into the destination, for every pair of GPUs at once."""
     gpus = sum(kind == "gpu" for _, kind in graph.nodes(data="kind"))
-    fabric = fabric_of(graph, [1] * gpus, relay=relay)
+    fabric = fabric_of(graph, [1] * gpus, relay=relay, weight=weight)
     src, dst = (side.ravel() for side in np.meshgrid(np.arange(gpus), np.arange(gpus), indexing="ij"))
     spread = fabric.spread(src, dst)
     for message, (a, b) in enumerate(zip(src, dst, strict=True)):
@@ -98,7 +100,7 @@ def test_spread_is_what_all_shortest_paths_add_up_to(graph, relay):
             assert not got
             assert spread.latency[message] == 0
             continue
-        expected, worst = brute_force(graph, f"g{a}", f"g{b}", relay)
+        expected, worst = brute_force(graph, f"g{a}", f"g{b}", relay, weight)
         assert got == pytest.approx({f"{tail} -> {head}": float(part) for (tail, head), part in expected.items()})
         assert spread.latency[message] == worst
 
@@ -187,6 +189,37 @@ def test_queue_pairs_of_many_flows_use_all_spines_alike():
     assert not np.array_equal(paths.link, other.link)
 
 
+def test_queue_pairs_and_vertices_choose_independently():
+    """Two choices of two in a row: of 400 flows all four combinations take a quarter, within 5 sqrt(400 x 3/16)."""
+    graph = nx.DiGraph()
+    gpu(graph, "a", 0)
+    gpu(graph, "b", 1)
+    ways = [
+        ("a", "s0"),
+        ("a", "s1"),
+        ("s0", "m"),
+        ("s1", "m"),
+        ("m", "t0"),
+        ("m", "t1"),
+        ("t0", "b"),
+        ("t1", "b"),
+        ("b", "a"),
+    ]
+    graph.add_nodes_from(["s0", "s1", "t0", "t1", "m"], kind="switch")
+    graph.add_edges_from(ways, capacity=1.0)
+    fabric = fabric_of(graph, [1, 1])
+    paths = fabric.single_paths(np.zeros(400, int), np.ones(400, int), np.arange(400), 3, 2)
+    used = paths.link.reshape(400, 2, 4)
+    within = 5 * (400 * 3 / 16) ** 0.5
+    choices = [used[:, 0, 0] == fabric.names.index("a -> s0"), used[:, 0, 2] == fabric.names.index("m -> t0")]
+    choices.append(used[:, 1, 0] == fabric.names.index("a -> s0"))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        for here in (False, True):
+            for there in (False, True):
+                both = int(np.sum((choices[one] == here) & (choices[other] == there)))
+                assert both == pytest.approx(100, abs=within)
+
+
 def test_endpoints_do_not_relay_unless_there_is_nothing_else():
     """A ring of four: the opposite GPU is reached both ways round. With a switch, only if the graph says so."""
     ring = nx.cycle_graph(4)
@@ -203,19 +236,31 @@ def test_endpoints_do_not_relay_unless_there_is_nothing_else():
     assert set(shares_by_name(fabric_of(ring, [1] * 4), 0, 2).values()) == {0.5}
 
 
-def test_weights_make_other_paths_the_shortest():
-    """Over s0 two steps of 0.1 and 0.2, over s1 one of 0.3: of equal length. With s1 at 0.31 only s0."""
-    graph = nx.Graph()
+def two_ways(*weights):
+    """a - s - b and a - t - b with these weights, a - s first."""
+    graph = nx.MultiGraph()
     gpu(graph, "a", 0)
     gpu(graph, "b", 1)
-    graph.add_nodes_from(["s0", "s1", "s2"], kind="switch")
-    for ends, weight in ((("a", "s0"), 0.1), (("s0", "s1"), 0.1), (("s1", "b"), 0.2), (("a", "s2"), 0.3)):
-        graph.add_edge(*ends, capacity=1.0, far=weight)
-    graph.add_edge("s2", "b", capacity=1.0, far=0.1)
-    fabric = fabric_of(graph, [1, 1], weight="far")
+    graph.add_nodes_from("st", kind="switch")
+    for ends, far in zip((("a", "s"), ("s", "b"), ("a", "t"), ("t", "b")), weights, strict=True):
+        graph.add_edge(*ends, capacity=1.0, far=far)
+    return graph
+
+
+def test_weights_make_other_paths_the_shortest():
+    """0.1 + 0.2 is as long as 0.15 + 0.15, though not to the last bit; with 0.16 only s is on the way."""
+    fabric = fabric_of(two_ways(0.1, 0.2, 0.15, 0.15), [1, 1], weight="far")
     assert set(shares_by_name(fabric, 0, 1).values()) == {0.5}
-    graph.edges["s2", "b"]["far"] = 0.11
-    assert "a -> s2" not in shares_by_name(fabric_of(graph, [1, 1], weight="far"), 0, 1)
+    fabric = fabric_of(two_ways(0.1, 0.2, 0.15, 0.16), [1, 1], weight="far")
+    assert shares_by_name(fabric, 0, 1) == {"a -> s": 1, "s -> b": 1}
+
+
+def test_of_parallel_and_direct_links_only_the_shortest_count():
+    """The second cable from s to b is longer, and so is the one from a to b."""
+    graph = two_ways(1, 1, 1, 2)
+    graph.add_edge("s", "b", capacity=1.0, far=2)
+    graph.add_edge("a", "b", capacity=1.0, far=3)
+    assert shares_by_name(fabric_of(graph, [1, 1], weight="far"), 0, 1) == {"a -> s": 1, "s -> b": 1}
 
 
 def test_gpus_of_a_server_share_its_links_or_have_rails():
@@ -255,6 +300,26 @@ def test_a_thousand_gpus_take_as_many_rows_as_counted_by_hand():
     assert np.bincount(spread.link, weights=spread.share).max() == pytest.approx(4)
     kinds, _ = fabric.network.kinds(fabric.gpu_vertex)
     assert len(kinds) == 16
+
+
+def test_batches_change_nothing(monkeypatch):
+    """One destination and one message at a time, as in fabrics that are too large to route at once."""
+    fabric = fabric_of(dragonfly_plus(3, 2, 2, 2, gpus_per_node=2), [2] * 12)
+    src = np.arange(fabric.gpus)
+    dst = src * 7 % fabric.gpus
+    once = fabric.spread(src, dst), fabric.single_paths(src, dst, src, 1, 2)
+    monkeypatch.setattr("colossim.cluster.network._AT_ONCE", 1)
+    monkeypatch.setattr("colossim.cluster.paths._AT_ONCE", 1)
+    again = fabric.spread(src, dst), fabric.single_paths(src, dst, src, 1, 2)
+    for one, other in zip(once, again, strict=True):
+        for name, values in vars(one).items():
+            assert np.array_equal(values, getattr(other, name)), name
+
+
+def test_the_hash_is_splitmix64():
+    """Its first three outputs from state 0, as published (Vigna's splitmix64.c)."""
+    states = np.array([0, 0x9E3779B97F4A7C15, 2 * 0x9E3779B97F4A7C15 % 2**64], np.uint64)
+    assert [hex(value) for value in mixed(states)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
 
 
 # -- examples and files ----------------------------------------------------------------------------------------------

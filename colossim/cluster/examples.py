@@ -29,17 +29,19 @@ def dragonfly_plus(
 ) -> networkx.Graph[Any]:
     """Groups of leaves and spines; spine s of each group has a link to spine s of every other group.
 
-            group 0                        group 1
-        s0 --------- s1      s0 -- s0       s0         s1       every leaf of a group to every spine of it,
-         | \\       / |       s1 -- s1        | \\     / |        every pair of groups by one link a spine
-         |   \\   /   |                       |   \\  /  |
-        l0     X     l1                     l0     X    l1
-         |   /   \\   |                       |   /   \\  |
-       nodes      nodes                    nodes      nodes      all GPUs of a node on one leaf
+            group 0                          group 1
+      spine0       spine1              spine0       spine1      spine0 -- spine0, spine1 -- spine1:
+        |  \\     /  |                   |  \\     /  |         every pair of groups by one link a spine
+        |     X     |                   |     X     |
+        |  /     \\  |                   |  /     \\  |         every leaf of a group to every spine of it
+      leaf0       leaf1               leaf0       leaf1
+       | |         | |                 | |         | |
+      nodes       nodes               nodes       nodes       all GPUs of a node on one leaf
 
     groups, leaves, spines: counts, the latter two in each group.  nic, leaf_spine, between_groups: bytes/s of one link.
-    latency: s of each link above the NICs.  From group to group a shortest path is up, across, down (Shpiner et al.,
-    Dragonfly+, HiPINEB 2017, with every global link of a spine to its namesakes).
+    latency: s of a switch: of each link above the NICs, half of it on the NICs' links, so that n switches in a row cost n.
+    From group to group a shortest path is up, across, down (Shpiner et al., Dragonfly+, HiPINEB 2017; there a spine's
+    links may lead anywhere, here to its namesakes).
     """
     import networkx as nx
 
@@ -50,7 +52,7 @@ def dragonfly_plus(
             switch = f"group{group} leaf{leaf}"
             graph.add_node(switch, kind="leaf", group=group)
             for _ in range(nodes_per_leaf):
-                _add_node(graph, node, gpus_per_node, [switch], nic)
+                _add_node(graph, node, gpus_per_node, [switch], nic, latency / 2)
                 node += 1
             for spine in range(spines):
                 above = f"group{group} spine{spine}"
@@ -77,38 +79,41 @@ def multi_plane(
 ) -> networkx.Graph[Any]:
     """A NIC's ports go to as many separate networks of leaves and spines, which meet only in the NICs.
 
-        plane 0:  spines          plane 1:  spines
-                 /      \\                  /      \\
-               leaf    leaf              leaf    leaf
-                |  \\     \\________________/|       |
-                |   \\_____________  ______/ |      |
-                |                 \\/               |
-              GPU 0 ------------ GPU 1 ...                each GPU on the same leaf of every plane
+      spine0       spine1              spine0       spine1
+        |  \\     /  |                   |  \\     /  |
+        |     X     |                   |     X     |
+        |  /     \\  |                   |  /     \\  |
+      leaf0       leaf1               leaf0       leaf1
+        |  plane 0                      |  plane 1
+        +----- port 0 - GPU - port 1 ---+                     each GPU on the same leaf of every plane
 
     leaves, spines: counts in each plane.  nic: bytes/s of the NIC, of which each plane's port has 1/planes.
-    leaf_spine: bytes/s of a link from leaf to spine.  latency: s of each link above the NICs.
+    leaf_spine: bytes/s of a link from leaf to spine.  latency: s of a switch, as above.
     """
     import networkx as nx
 
     graph: networkx.Graph[Any] = nx.Graph()
     for plane in range(planes):
         for leaf in range(leaves):
+            switch = f"plane{plane} leaf{leaf}"
+            graph.add_node(switch, kind="leaf", plane=plane)
             for spine in range(spines):
-                ends = f"plane{plane} leaf{leaf}", f"plane{plane} spine{spine}"
-                graph.add_node(ends[0], kind="leaf", plane=plane)
-                graph.add_node(ends[1], kind="spine", plane=plane)
-                graph.add_edge(*ends, capacity=leaf_spine, latency=latency)
+                above = f"plane{plane} spine{spine}"
+                graph.add_node(above, kind="spine", plane=plane)
+                graph.add_edge(switch, above, capacity=leaf_spine, latency=latency)
     for leaf in range(leaves):
         switches = [f"plane{plane} leaf{leaf}" for plane in range(planes)]
         for node in range(leaf * nodes_per_leaf, (leaf + 1) * nodes_per_leaf):
-            _add_node(graph, node, gpus_per_node, switches, nic / planes)
+            _add_node(graph, node, gpus_per_node, switches, nic / planes, latency / 2)
     return graph
 
 
-def _add_node(graph: networkx.Graph[Any], node: int, gpus: int, switches: list[str], capacity: float) -> None:
-    """A server whose every GPU has a link to each of the switches. The latency is in the links between switches."""
+def _add_node(
+    graph: networkx.Graph[Any], node: int, gpus: int, switches: list[str], capacity: float, latency: float
+) -> None:
+    """A server whose every GPU has a link to each of the switches."""
     for gpu in range(gpus):
         name = f"node{node} gpu{gpu}"
         graph.add_node(name, kind="gpu", node=node, gpu=gpu)
         for switch in switches:
-            graph.add_edge(name, switch, capacity=capacity, latency=HOP / 2)
+            graph.add_edge(name, switch, capacity=capacity, latency=latency)

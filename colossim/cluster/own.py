@@ -98,9 +98,10 @@ def own_fabric(
 ) -> OwnFabric:
     """The fabric of a graph, or of its file, for nodes with so many GPUs each.
 
-    latency: s of an edge that says none.  relay: whether endpoints forward for others; None for what the graph says
-    (attribute `relay`), or else whether every vertex is an endpoint.  weight: edge attribute whose sum a shortest path
-    minimizes; None for hops.  connected: whether all GPUs must reach each other; False for rails that meet over NVLink only.
+    latency: s of an edge that says none; a message through n switches crosses n + 1 links.
+    relay: whether endpoints forward for others; None for what the graph says (attribute `relay`), or else whether every
+    vertex is an endpoint.  weight: edge attribute whose sum a shortest path minimizes (1 where absent); None for hops.
+    connected: whether all GPUs must reach each other; False for rails that meet over NVLink only.
     Raises ScenarioError with all that is wrong with the graph, SimulationError if it is partitioned.
     """
     file = read_graph(source)

@@ -14,7 +14,7 @@ from xml.parsers import expat
 from colossim.errors import Problem, ScenarioError
 
 
-@dataclass
+@dataclass(eq=False)
 class Element:
     """An element: its tag without namespace, its attributes, where it starts (from 1), what it stands in and holds."""
 
