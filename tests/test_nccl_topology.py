@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from colossim.cluster.nccl_topology import read_node
+from colossim.catalog.nccl_topology import read_node
 from colossim.errors import ScenarioError
 
 SWITCHES = "".join(f'<nvlink target="0000:0{5 + i}:00.0" count="{4 + i // 2}" tclass="0x068000"/>\n' for i in range(4))

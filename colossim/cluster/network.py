@@ -47,7 +47,7 @@ class Network:
     """V vertices and L directed links.
 
     vertices: names.  forwards: (V,) bool, whether others' messages pass through.  tail, head: (L,) vertices.
-    capacity: (L,) bytes/s.  latency: (L,) s.  weight: (L,) > 0, what makes a path long.
+    capacity: (L,) bytes/s.  latency: (L,) s.  weight: (L,) > 0, what makes a path long.  words: (V,) the graph's `kind`s.
     """
 
     vertices: tuple[str, ...]
@@ -57,6 +57,7 @@ class Network:
     capacity: Floats
     latency: Floats
     weight: Floats
+    words: tuple[str, ...] = ()
 
     @cached_property
     def by_ends(self) -> tuple[Ints, Ints]:

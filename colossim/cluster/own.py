@@ -109,11 +109,12 @@ def own_fabric(
     network, gpu_vertex = reading.network(relay)
     fabric = OwnFabric(network, gpu_vertex, np.repeat(np.arange(len(gpus_per_node)), gpus_per_node), file.file)
     if connected:
-        _check_connected(fabric)
+        check_connected(fabric)
     return fabric
 
 
-def _check_connected(fabric: OwnFabric) -> None:
+def check_connected(fabric: OwnFabric) -> None:
+    """Raises SimulationError if some GPUs cannot reach others, naming both."""
     found = fabric.network.unreachable(np.unique(fabric.gpu_vertex))
     if found is None:
         return

@@ -52,7 +52,8 @@ class Reading:
         tail, head = np.array(ends, np.int64).reshape(-1, 2).T.copy()
         capacity, latency, weight = np.array(facts, np.float64).reshape(-1, 3).T.copy()
         names = tuple(_text(name) if rail is None else f"{_text(name)} rail {rail}" for name, rail in vertices)
-        return Network(names, forwards, tail, head, capacity, latency, weight), gpu_vertex
+        words = tuple(kinds[name] for name, _ in vertices)
+        return Network(names, forwards, tail, head, capacity, latency, weight, words), gpu_vertex
 
     def _told(self) -> list[Problem]:
         """In the order of the file, the first of them, and how many more there are."""

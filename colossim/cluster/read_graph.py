@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from colossim.cluster.xml_lines import read_bytes, read_xml
+from colossim.catalog.xml_lines import read_bytes, read_xml
 from colossim.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
 
+#: Fields of a fabric that say how switches are wired.
+_NOT_OF_GRAPHS = (
+    "tiers", "switch_ports", "nodes_per_pod", "pods_per_block", "blocks_per_zone", "oversubscription", "rails",
+    "paths_per_flow", "sharp", "planes",
+)  # fmt: skip
+
 
 def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
     """Notes on keys that the user wrote and that changed nothing, such as "`run.seed` had no effect: ..."."""
@@ -75,4 +81,9 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         ("run.seed", True, "nothing is drawn at random in this run"),
     ]
+    if fabric.type == "graph":
+        silent = [row for row in silent if not row[0].startswith("cluster.fabric.")]
+        silent += [(f"cluster.fabric.{name}", True, "the graph says how nodes meet") for name in _NOT_OF_GRAPHS]
+    else:
+        silent.append(("cluster.fabric.graph", True, f"only a fabric of type graph has one, not {fabric.type}"))
     return [f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)]

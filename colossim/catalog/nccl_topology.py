@@ -21,7 +21,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from colossim.cluster.xml_lines import Element, read_bytes, read_xml
+from colossim.catalog.xml_lines import Element, read_bytes, read_xml
 from colossim.errors import Problem, ScenarioError
 
 #: Class of an NVSwitch's PCI function.
