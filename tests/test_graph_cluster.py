@@ -8,7 +8,7 @@ from itertools import combinations
 import networkx as nx
 import numpy as np
 import pytest
-from test_fold import agree
+from test_fold import agree, agreed_time
 
 import colossim
 from colossim import patterns
@@ -34,10 +34,13 @@ def random_scenario(seed, graph, nodes):
     tensor, pipeline, context = pick([1, 2, 4, 8]), pick([1, 2, 2]), pick([1, 1, 2])
     while tensor * pipeline * context > 8 * nodes:
         tensor //= 2
-    data = draw.randint(1, 8 * nodes // (tensor * pipeline * context))
-    expert = pick([e for e in (1, 2, 4) if data * context % e == 0]) if moe else 1
+    most = 8 * nodes // (tensor * pipeline * context)
+    data = draw.randint(1, most) if most < 4 or not moe else 4 * draw.randint(1, most // 4)
+    expert = max(e for e in (1, 2, 4) if data * context % e == 0) if moe else 1
     order = ["tensor", "context", "expert", "data", "pipeline"]
-    if draw.random() < 0.5:
+    if moe:
+        order = ["tensor", "context", "data", "expert", "pipeline"]
+    elif draw.random() < 0.5:
         draw.shuffle(order)
     job = {
         "model": EXPERTS if moe else DENSE,
@@ -68,7 +71,7 @@ def irregular(seed):
     """(graph, nodes): leaves and spines wired at random, of unequal capacities; some GPUs on two leaves, some spines joined."""
     draw = random.Random(seed)
     nodes, leaves, spines = draw.randint(2, 6), draw.randint(1, 5), draw.randint(1, 4)
-    rates = draw.choice([(50e9,), (20e9, 50e9, 100e9), tuple(draw.uniform(10e9, 200e9) for _ in range(5))])
+    rates = draw.choice([(50e9,), (20e9, 50e9, 100e9), tuple(draw.uniform(5e9, 100e9) for _ in range(5))])
     graph = nx.MultiGraph() if draw.random() < 0.3 else nx.Graph()
     facts = lambda: {"capacity": draw.choice(rates), "latency": draw.choice([HOP, HOP, 1e-6 / 3])}  # noqa: E731
     graph.add_nodes_from((f"leaf{i}" for i in range(leaves)), kind="leaf")
@@ -96,6 +99,22 @@ def irregular(seed):
 @pytest.mark.parametrize("seed", range(80))
 def test_folded_equals_unfolded_on_irregular_graphs(seed):
     agree(random_scenario(seed, *irregular(seed)))
+
+
+def test_the_random_graphs_are_worth_their_name():
+    """Enough of them fold, wait for links of the graph, carry parts of messages, and have trees and all-to-alls on them."""
+    count = dict.fromkeys(("halves", "tight", "parts", "trees", "all to all"), 0)
+    for seed in range(80):
+        laid = lay_out(random_scenario(seed, *irregular(seed)))
+        first = 4 * laid.cluster.gpus
+        on_graph = [c for c in laid.traffic.channels if (c.footprint.link >= first).any()]
+        count["halves"] += 2 * (int(refine(laid.traffic).rank.max()) + 1) <= laid.traffic.ranks
+        count["tight"] += any((~laid.traffic.slack[c.footprint.link]).any() for c in on_graph)
+        count["parts"] += any((c.footprint.weight % 1 > 1e-9).any() for c in on_graph)
+        count["trees"] += any(c.algorithm in ("tree", "pat") for c in on_graph)
+        count["all to all"] += any(c.name == "expert" for c in on_graph)
+    assert count["halves"] >= 50
+    assert min(count.values()) >= 20, count
 
 
 @pytest.mark.slow
@@ -194,6 +213,37 @@ def test_a_leaf_spine_graph_is_the_built_in_fabric(kind, ratio, job):
     assert other.step_time_s == pytest.approx(one.step_time_s, rel=1e-9)
     assert other.breakdown_s == pytest.approx(one.breakdown_s, rel=1e-9, abs=1e-12)
     assert other.classes["ranks"] == one.classes["ranks"], "as symmetric, and folded as far"
+
+
+@pytest.mark.parametrize("job", ["stages", "tree", "sharded"])
+def test_a_leaf_spine_graph_is_the_built_in_fabric_where_nothing_changes_rails(job):
+    """A graph forwards nothing over NVLink; the built-in fabric has no need to in these jobs."""
+    narrow = "cluster.fabric.oversubscription=[4]"
+    two_tiers = ["cluster.nodes.0.count=4", "cluster.fabric.tiers=2", "cluster.fabric.nodes_per_pod=2", narrow]
+    built_in = load_scenario("two-pods", set=[*two_tiers, *JOBS[job]])
+    assert built_in.cluster.fabric.rails == "forward"
+    one, other = simulate(built_in), simulate(colossim.with_graph(built_in, leaf_spine(2, 2, 4, rails=8)))
+    assert other.step_time_s == pytest.approx(one.step_time_s, rel=1e-9)
+
+
+def test_planes_as_a_graph_are_the_built_in_planes():
+    """Each of two planes has half of a leaf's 16 ports over two, over three spines."""
+    fabric = (
+        "cluster.fabric={type: fat-tree, tiers: 2, link: 400 Gb/s, switch_ports: 256, nodes_per_pod: 2, planes: 2, "
+        "oversubscription: [2]}"
+    )
+    built_in = load_scenario("two-pods", set=["cluster.nodes.0.count=4", fabric, *JOBS["experts"]])
+    graph = multi_plane(2, 2, 3, 2, leaf_spine=16 * PORT / 2 / 2 / 3)
+    one, other = simulate(built_in), simulate(colossim.with_graph(built_in, graph))
+    assert other.step_time_s == pytest.approx(one.step_time_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(0, 80, 4))
+def test_slack_links_change_nothing_where_they_are_played(seed, monkeypatch):
+    scenario = random_scenario(seed, *irregular(seed))
+    pruned = agreed_time(scenario)
+    monkeypatch.setattr(GraphCluster, "slack", lambda self: np.zeros(self.links, bool))
+    assert agreed_time(scenario) == pytest.approx(pruned, rel=1e-9)
 
 
 def test_a_narrow_spine_of_a_graph_costs_time():

@@ -16,6 +16,7 @@ import colossim
 from colossim.cluster import examples
 from colossim.errors import ScenarioError, SimulationError
 from colossim.explain import explain
+from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenarios_folder
 from colossim.simulation import lay_out, simulate
@@ -151,8 +152,31 @@ def test_what_a_graph_says_by_itself_had_no_effect(write):
     notes = [note for note in simulate(load_scenario(write(plane(), text))).notes if "cluster.fabric" in note]
     names = ("tiers", "pods_per_block", "oversubscription", "planes")
     assert notes == [f"`cluster.fabric.{name}` had no effect: the graph says how nodes meet" for name in names]
+    changes = [f"cluster.fabric.{change}" for change in ("sharp=true", "paths_per_flow=4", "rails=spine")]
+    notes = [n for n in simulate(load_scenario(write(plane()), set=changes)).notes if "cluster.fabric" in n]
+    assert notes == [
+        "`cluster.fabric.paths_per_flow` had no effect: adaptive routing uses all paths",
+        "`cluster.fabric.rails` had no effect: the graph says how nodes meet",
+        "`cluster.fabric.sharp` had no effect: a graph's switches don't reduce",
+    ]
     notes = simulate(load_scenario("two-pods", set=["cluster.fabric.graph=x.gexf"])).notes
     assert "`cluster.fabric.graph` had no effect: only a fabric of type graph has one, not rail-optimized" in notes
+
+
+def test_hashed_routing_of_a_graph_is_refused(write):
+    """Also once other fabrics have it."""
+    scenario = load_scenario(write(plane()))
+    hashed = scenario.cluster.fabric.model_copy(update={"routing": "ecmp"})
+    changed = scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"fabric": hashed})})
+    with pytest.raises(ScenarioError, match=r"^cluster\.fabric\.routing: `ecmp` isn't available on a graph yet"):
+        derive(changed)
+
+
+def test_a_graph_leaves_the_scenario_it_is_given_to(write):
+    scenario = load_scenario("two-pods")
+    assert colossim.with_graph(scenario, plane()).cluster.fabric.type == "graph"
+    assert scenario == load_scenario("two-pods")
+    assert scenario.cluster.graph is None
 
 
 def test_efficiency_latency_and_port_rate_are_the_scenarios(write):
