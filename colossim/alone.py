@@ -28,15 +28,28 @@ BUS_FACTOR: dict[str, Callable[[int], float]] = {
     "send_receive": lambda n: 1.0,
 }
 OPERATIONS = tuple(BUS_FACTOR)
-#: Operations whose `count` is of one rank's part, the size being that of the whole buffer.
+#: Operations whose `count` is of one rank's part, the size being that of the whole buffer; a part is whole 16 bytes.
 _IN_PARTS = frozenset({"all_gather", "reduce_scatter", "all_to_all"})
-_REDUCING = frozenset({"all_reduce", "reduce_scatter"})
+_ALIGNED = 16
+#: Operations that nccl-tests prints an operator for; sendrecv_perf has one that it doesn't use.
+_REDUCING = frozenset({"all_reduce", "reduce_scatter", "send_receive"})
+
+
+def elements(operation: str, size: int, ranks: int, width: int) -> int:
+    """nccl-tests' `count` for a buffer of at most `size` bytes, of elements of `width` bytes.
+
+    Of all-gather, reduce-scatter and all-to-all it is one rank's part, a multiple of 16 bytes (GetCollByteCount).
+    """
+    if operation not in _IN_PARTS:
+        return size // width
+    return size // width // ranks // (_ALIGNED // width) * (_ALIGNED // width)
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table. size: bytes.  count: elements.  time: s.  algbw, busbw: bytes/s."""
 
+    operation: str
     size: int
     count: int
     type: str
@@ -68,11 +81,13 @@ class Alone:
         return t.latency + t.bytes / min(t.cap, most[t.which]), t
 
     def row(self, operation: str, size: int, *, type: str = "float", width: int = 4) -> Row:
-        """A line of the table. width: bytes of an element of this type."""
+        """A line of the table, its size rounded down as nccl-tests does. width: bytes of an element of this type."""
+        count = elements(operation, size, self.size, width)
+        size = count * width * (self.size if operation in _IN_PARTS else 1)
         seconds, t = self.seconds(operation, size)
-        count = size // width // (self.size if operation in _IN_PARTS else 1)
         algbw = size / seconds
         return Row(
+            operation=operation,
             size=size,
             count=count,
             type=type,
@@ -94,17 +109,23 @@ class Alone:
             elif operation == "send_receive":
                 ways = {"send": patterns.shift(self.cluster, members)}
             else:
-                ways = {
-                    name: build(self.cluster, members)
-                    for name, build in ALGORITHMS.items()
-                    if name == "ring" or (name in self.library.able and operation in CAN[name])
-                }
-            ways = {name: footprint for name, footprint in ways.items() if footprint.usable[0]}
+                ways = self._collective(operation, members)
             self._ways[operation] = (
                 [footprint.shape(0, name, self.size, types) for name, footprint in ways.items()],
                 [self._most(footprint) for footprint in ways.values()],
             )
         return self._ways[operation]
+
+    def _collective(self, operation: str, members: Ints) -> dict[str, Footprint]:
+        """What the library can run; one that is forced and usable alone. members: (1, n)."""
+        names = [n for n in ALGORITHMS if n == "ring" or (n in self.library.able and operation in CAN[n])]
+        forced = self.library.algorithm
+        for some in ([forced] if forced in names else [], names):
+            ways = {name: ALGORITHMS[name](self.cluster, members) for name in some}
+            usable = {name: footprint for name, footprint in ways.items() if footprint.usable[0]}
+            if usable:
+                return usable
+        raise AssertionError("a ring is always usable")
 
     def _most(self, footprint: Footprint) -> float:
         """Bytes/s of an edge that the group's links allow: the least of capacity over weight."""

@@ -11,19 +11,14 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from colossim import __version__
+from colossim.cli_collectives import collectives, validate_collectives
+from colossim.words import JSON, PLOT, SET, console
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_SET = click.option(
-    "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, such as job.micro_batch=2."
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 #: What click raises for a bare `colossim`; before version 8.2 it prints the help by itself.
 _NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
@@ -106,25 +101,18 @@ def _let_go() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    class Pipe(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return Pipe()
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="colossim %(version)s")
 def commands() -> None:
     """Simulates GPU training clusters: how long a step takes, and why."""
 
 
+commands.add_command(collectives)
+
+
 @commands.command()
 @click.argument("scenario")
-@_SET
+@SET
 @click.option("--case", metavar="NAME", help="Play one of the scenario's cases only.")
 @click.option(
     "--out",
@@ -133,7 +121,7 @@ def commands() -> None:
     help="Write summary.json, steps.csv and plots there.",
 )
 @click.option("--force", is_flag=True, help="Replace the files of another run in --out.")
-@_JSON
+@JSON
 @click.option("--no-plots", is_flag=True, help="Draw nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(
@@ -161,9 +149,9 @@ def run(
         found = {"scenario": variants[0].scenario.name, "cases": [row.to_dict() for row in rows]}
         click.echo(json.dumps(found, indent=2, allow_nan=False, default=list))
     elif only is not None:
-        show_measured(rows[0], _console())
+        show_measured(rows[0], console())
     else:
-        show_rows(rows, _console())
+        show_rows(rows, console())
     if out is not None and any(row.result is not None for row in rows):
         click.echo(f"written to {out}", err=True)
     elif out is None and not as_json and not no_plots:
@@ -181,9 +169,9 @@ def _progress(quiet: bool) -> AbstractContextManager[Any]:
 
 @commands.command()
 @click.argument("scenario")
-@_SET
+@SET
 @click.option("--case", metavar="NAME", help="One of the scenario's cases.")
-@_JSON
+@JSON
 def check(scenario: str, changes: tuple[str, ...], case: str | None, as_json: bool) -> None:
     """Reads SCENARIO and explains it; plays nothing."""
     from colossim.explain import explain
@@ -195,7 +183,7 @@ def check(scenario: str, changes: tuple[str, ...], case: str | None, as_json: bo
     if as_json:
         click.echo(json.dumps({"scenario": loaded.name, **sections}, indent=2))
     else:
-        show_sections(f"{loaded.name} is sound.", sections, _console())
+        show_sections(f"{loaded.name} is sound.", sections, console())
 
 
 @commands.command()
@@ -209,7 +197,7 @@ def schema() -> None:
 @commands.command()
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@_JSON
+@JSON
 def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
     """Lists the catalogue, or shows an entry of it: gpus, nodes, fabrics, models, software, scenarios."""
     from colossim.result import listing
@@ -217,16 +205,26 @@ def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(listing.facts(kind, name), indent=2))
     else:
-        listing.show(kind, name, _console())
+        listing.show(kind, name, console())
 
 
 @commands.command()
 @click.option("--source", metavar="NAME", help="Only the runs of one scenario.")
-@_JSON
+@click.option("--collectives", "tables", is_flag=True, help="Measured collectives instead of runs.")
+@PLOT
+@JSON
 @click.option("--quiet", is_flag=True, help="No progress.")
-def validate(source: str | None, as_json: bool, quiet: bool) -> None:
+def validate(source: str | None, tables: bool, plot: Path | None, as_json: bool, quiet: bool) -> None:
     """Predicts the published runs that ship, and says how wrong it is."""
     from colossim.result import listing
+
+    if tables and source is not None:
+        raise click.UsageError("--source names a run's scenario: with --collectives all tables are predicted")
+    if plot is not None and not tables:
+        raise click.UsageError("--plot draws the collectives: add --collectives")
+    if tables:
+        validate_collectives(as_json, plot)
+        return
     from colossim.validation import validate as predict
 
     with _progress(quiet) as tell:
@@ -234,4 +232,4 @@ def validate(source: str | None, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        listing.show_validation(report, _console())
+        listing.show_validation(report, console())

@@ -7,7 +7,7 @@ group sits in one node), so the weight of a link is the number of edges on it an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Footprint:
     crossings: (3, G) edges that use the up (and the down) bundles of level 1, 2, 3.
     feeds: (2, 3, gpus) bool: whether that GPU's NIC out (0) or in (1) carries traffic over bundles of level 1, 2, 3.
     usable: (G,) bool: whether a group can be played so at all; the others' columns mean nothing.
+    flows: where routing pins flows to paths, the edges that cross the fabric; None if they were too many to tell apart.
     Bundles of a level that cannot bind whatever the job are in `crossings` only, not in the coordinates.
     """
 
@@ -51,14 +52,14 @@ class Footprint:
     crossings: Floats
     feeds: NDArray[np.bool_]
     usable: NDArray[np.bool_]
+    flows: Flows | None
 
-    @property
-    def facts(self) -> tuple[NDArray[Any], ...]:
-        """(G,) columns that tell groups apart before any link is looked at."""
-        return (
-            self.share, self.nodes, self.nvlink_steps, self.network_steps, self.switches,
-            self.nvlink_weight, self.nic_weight, self.usable,
+    def facts(self, switches: bool = True) -> tuple[NDArray[Any], ...]:
+        """(G,) columns that tell groups apart before any link is looked at; `switches` among them or not."""
+        columns = (
+            self.share, self.nodes, self.nvlink_steps, self.network_steps, self.nvlink_weight, self.nic_weight, self.usable,
         )  # fmt: skip
+        return (*columns, self.switches) if switches else columns
 
     def shape(self, group: int, algorithm: str, size: int, hardware: tuple[int, ...]) -> Shape:
         """One group's facts as numbers. size: its ranks.  hardware: the node types among them."""
@@ -75,6 +76,29 @@ class Footprint:
             nic_weight=float(self.nic_weight[group]),
             usable=bool(self.usable[group]),
         )
+
+
+@dataclass(frozen=True)
+class Flows:
+    """Edges above the leaves, F in all. group: whose.  src: the GPU whose NIC it leaves by.  dst.  level: of `Routes`.
+
+    weight: edges that a flow stands for.
+    """
+
+    group: Ints
+    src: Ints
+    dst: Ints
+    level: Ints
+    weight: Floats
+
+    @staticmethod
+    def joined(parts: list[Flows]) -> Flows:
+        """All flows of several lists."""
+        if not parts:
+            none = np.zeros(0, np.int64)
+            return Flows(none, none, none, none, np.zeros(0))
+        names = ("group", "src", "dst", "level", "weight")
+        return Flows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
@@ -101,7 +125,9 @@ class Edges:
         self.cluster = cluster
         self.crossings = np.zeros((3, groups))
         self.feeds = np.zeros((2, 3, cluster.gpus), dtype=bool)
+        self.pinned = cluster.fabric.routing != "adaptive"
         self._rows: list[tuple[Ints, Ints, Floats]] = []
+        self._flows: list[Flows] = []
 
     def add(self, group: Ints, link: Ints, weight: Floats) -> None:
         if group.size:
@@ -120,6 +146,11 @@ class Edges:
             via, one = routes.exit_gpu[relayed], np.ones(int(relayed.sum()))
             for link in (NVLINK_OUT * gpus + src[relayed], NVLINK_IN * gpus + via, NIC_OUT * gpus + via):
                 self.add(group[relayed], link, one)
+        if self.pinned:
+            far = np.flatnonzero(routes.level > 1)
+            self._flows.append(
+                Flows(group[far], routes.exit_gpu[far], np.asarray(dst)[far], routes.level[far], np.ones(far.size))
+            )
         for level in LEVELS:
             crossing = routes.level > level
             if not crossing.any():
@@ -135,6 +166,17 @@ class Edges:
                 self.add(who, cluster.bundle_offset(level, True) + member_of(into), one)
         own: NDArray[np.bool_] = ~relayed & (routes.level > 0)
         return own
+
+    def take(self, other: Edges, share: float) -> None:
+        """Adds what another collection holds, each of its edges standing for `share` of one here."""
+        self._rows += [(group, link, weight * share) for group, link, weight in other._rows]
+        self._flows += [replace(part, weight=part.weight * share) for part in other._flows]
+        self.crossings += other.crossings * share
+        self.feeds |= other.feeds
+
+    def flows(self) -> Flows:
+        """The edges above the leaves, where routing pins them."""
+        return Flows.joined(self._flows)
 
     def rows(self) -> tuple[Ints, Ints, Floats]:
         if not self._rows:

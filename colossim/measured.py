@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -139,27 +140,57 @@ def error(row: Measured, predicted: float) -> float:
     return slow - 1.0
 
 
-def report() -> dict[str, Any]:
-    """The scoreboard: errors in % by group (hardware, GPUs, collective) and overall, above and below 1 MiB."""
+@dataclass(frozen=True)
+class Point:
+    """A row beside its prediction. measured, predicted: bytes/s of bus bandwidth (or of a link).  error: relative, in time."""
+
+    row: Measured
+    measured: float
+    predicted: float
+    error: float
+
+
+def points() -> tuple[Point, ...]:
+    """Every counted row with what is predicted for it."""
     bench = Bench()
-    found = [(row, error(row, bench.value(row))) for row in counted()]
-    by_group: dict[str, list[tuple[Measured, float]]] = {}
-    for row, off in found:
-        by_group.setdefault(row.group, []).append((row, off))
-    large = _median(off for row, off in found if row.large)
-    small = _median(off for row, off in found if not row.large)
+    found = []
+    for row in counted():
+        value = bench.value(row)
+        rate = [
+            row.bytes / time * BUS_FACTOR[row.operation](row.gpus) if row.quantity == "time" else time
+            for time in (row.value, value)
+        ]
+        found.append(Point(row, rate[0], rate[1], error(row, value)))
+    return tuple(found)
+
+
+def report() -> dict[str, Any]:
+    """The scoreboard: errors in % by group (hardware, GPUs, collective) and overall, above and below 1 MiB.
+
+    bias_pct: median with its sign, positive where predictions are too slow.  worst_group: that of the largest median.
+    flagged: rows that don't count; flags: their number by reason.
+    """
+    found = points()
+    by_group: dict[str, list[Point]] = {}
+    for point in found:
+        by_group.setdefault(point.row.group, []).append(point)
+    large = _median(point.error for point in found if point.row.large)
+    small = _median(point.error for point in found if not point.row.large)
+    groups = {
+        name: {
+            "n": len(items),
+            "median_pct": _median(point.error for point in items),
+            "worst_pct": max((100 * point.error for point in items), key=abs),
+            "bias_pct": 100 * float(np.median([point.error for point in items])),
+        }
+        for name, items in sorted(by_group.items())
+    }
     return {
-        "groups": {
-            name: {
-                "n": len(items),
-                "median_pct": _median(off for _, off in items),
-                "worst_pct": max((100 * off for _, off in items), key=abs),
-                "bias_pct": 100 * float(np.median([off for _, off in items])),
-            }
-            for name, items in sorted(by_group.items())
-        },
+        "groups": groups,
         "overall": {"n": len(found), "median_pct_large": large, "median_pct_small": small},
+        "worst_group": max(groups, key=lambda name: groups[name]["median_pct"] or 0.0),
         "flagged": len(rows()) - len(found),
+        "flags": dict(Counter(row.flag for row in rows() if row.flag)),
     }
 
 

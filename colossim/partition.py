@@ -102,21 +102,25 @@ def _static(traffic: Traffic, bundles: bool) -> _Static:
         extras.append((footprint.group[keep], link, _quantised(footprint.weight[keep])))
         touched[link] = True
         start = _mix(np.array([channel.size]), 11 + number)
-        for salt, column in enumerate(footprint.facts):
+        for salt, column in enumerate(footprint.facts(bundles)):
             start = start + _bits(column, 101 + salt)
         starts.append(start)
     capacity = _bits(traffic.capacity, 7) + _table(len(LINK_KINDS), 5)[traffic.cluster.link_kinds()]
     return _Static(tuple(own), tuple(extras), touched, capacity, tuple(starts))
 
 
-def refine(traffic: Traffic, *, bundles: bool = True, most_rounds: int | None = None) -> Partition:
+def refine(
+    traffic: Traffic, *, bundles: bool = True, apart: Ints | None = None, most_rounds: int | None = None
+) -> Partition:
     """The coarsest equitable partition, by colour refinement until the number of classes stands still.
 
-    Links are coloured from groups alone, so that they stand still when the groups do. bundles: whether the fabric's
-    binding bundles take part.  most_rounds stops early, which is *wrong* and exists for the test that shows so.
+    Links are coloured from groups alone, so that they stand still when the groups do. bundles: whether the fabric takes
+    part: its binding bundles, and how many switches a group's edges pass.  apart: (R,) ranks with other numbers are kept
+    in other classes.  most_rounds stops early, which is *wrong* and exists for the test that shows so.
     """
     static = _static(traffic, bundles)
-    rank, ranks = _colours(_mix(traffic.stage, 1) + _mix(traffic.hardware, 2))
+    start = _mix(traffic.stage, 1) + _mix(traffic.hardware, 2)
+    rank, ranks = _colours(start if apart is None else start + _mix(apart, 3))
     groups: list[Ints] = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
     counts: tuple[int, ...] = ()
     link_signature = static.capacity

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster
-from colossim.footprint import LEVELS, Edges, Floats, Footprint, Ints, Runs
+from colossim.footprint import LEVELS, Edges, Floats, Flows, Footprint, Ints, Runs
 
 
 def ring(cluster: Cluster, members: Ints) -> Footprint:
@@ -89,6 +89,7 @@ def ring(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=np.ones(groups, dtype=bool),
+        flows=edges.flows(),
     )
 
 
@@ -167,6 +168,7 @@ def _neighbours(cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=np.ones(groups, dtype=bool),
+        flows=edges.flows(),
     )
 
 
@@ -238,6 +240,16 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
         leaves[flat[by_lookup]] = 0.0
         leaving, longest = _each_message(cluster, edges, members, np.flatnonzero(looked_up))
         leaves, switches = leaves + leaving, np.where(looked_up, longest, switches)
+    flows: Flows | None = edges.flows()
+    if edges.pinned:
+        # Counts by place don't say which flow goes where.
+        counted = ~looked_up & (edges.crossings[0] > 0)
+        messages = Edges(cluster, groups)
+        if int(counted.sum()) * n * n <= _MOST_FLOWS:
+            _each_message(cluster, messages, members, np.flatnonzero(counted))
+            flows = Flows.joined([edges.flows(), messages.flows()])
+        else:
+            flows = None
     start = np.arange(groups) * n
     columns = {NVLINK_OUT: out, NVLINK_IN: out.copy(), NIC_OUT: leaves, NIC_IN: into}
     group_rows, link_rows, weight_rows = edges.rows()
@@ -266,6 +278,7 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=np.ones(groups, dtype=bool),
+        flows=flows,
     )
 
 
@@ -308,6 +321,8 @@ def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) ->
 _PAIRS_AT_ONCE = 2_000_000
 #: Links of a graph that a message is spread over, about.
 _LINKS_A_WAY = 16
+#: Messages of all-to-alls that are told apart one by one where routing pins them; more of them average out.
+_MOST_FLOWS = 8_000_000
 #: (group, bundle, messages up, messages down) of each bundle that a group touches
 _Messages = tuple[Ints, Ints, Floats, Floats]
 

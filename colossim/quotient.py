@@ -63,6 +63,7 @@ class Quotient:
 
     links: classes of links that can bind.  passive: the fabric's other bundles, one entry a level and direction, which
     carry bytes but never bind.  foreign: channels that use NICs or NVLinks of GPUs which are not members (relays).
+    pinned: channels whose flows routing pins to paths, which others share.
     approximate: whether `bundles` made the answer an estimate.
     """
 
@@ -74,6 +75,7 @@ class Quotient:
     partition: Partition
     foreign: frozenset[int]
     approximate: bool
+    pinned: frozenset[int] = frozenset()
 
 
 def quotient(traffic: Traffic, partition: Partition) -> Quotient:
@@ -192,6 +194,9 @@ def _group_classes(
     bounds = np.searchsorted(rows[0], np.arange(first.size + 1))
     footprint = channel.footprint
     carried = _passive_weights(traffic, channel, partition, number, passive)
+    # A class of an estimate may hold groups whose edges pass more switches than others': the most counts.
+    switches = np.zeros(first.size)
+    np.maximum.at(switches, partition.groups[number], footprint.switches)
     classes = []
     for i, f in enumerate(first):
         part = slice(int(bounds[i]), int(bounds[i + 1]))
@@ -206,7 +211,10 @@ def _group_classes(
                     (int(link), float(weight)) for link, weight in zip(rows[1][part], rows[2][part], strict=True)
                 ),
                 passive=tuple((j, float(column[i])) for j, column in enumerate(carried) if column[i] > 0),
-                shape=footprint.shape(int(f), channel.algorithm, channel.size, tuple(int(t) for t in types)),
+                shape=replace(
+                    footprint.shape(int(f), channel.algorithm, channel.size, tuple(int(t) for t in types)),
+                    switches=float(switches[i]),
+                ),
             )
         )
     return tuple(classes)

@@ -209,7 +209,9 @@ class Compiler:
             self._numbers.setdefault(name, []).append(i)
         # Bundles of the fabric are shared with groups that this rank knows nothing of.
         own = {i for i, link in enumerate(quotient.links) if link.kind.startswith(("nvlink", "nic"))}
-        self._private = frozenset(i for i, mine in enumerate(touched) if mine <= own) - quotient.foreign
+        self._private = (
+            frozenset(i for i, mine in enumerate(touched) if mine <= own) - quotient.foreign - quotient.pinned
+        )
         # What a peer can start at any time: boundary transfers, and whatever crosses a GPU without asking it.
         self._always = quotient.foreign | {
             i for i, (name, _) in enumerate(quotient.channels) if name in ("forward", "backward")

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from colossim.cluster import Cluster, build_cluster
+from colossim.cluster.placement import Wish, place
 from colossim.collective import Library
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
 from colossim.errors import DoesNotFit, ScenarioError, SimulationError
+from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
 from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
@@ -56,13 +58,14 @@ class LaidOut:
 class Setup:
     """Everything before the first event. legs: a compiled program a rank class.
 
-    chosen: (channel, operation, bytes, nodes, algorithm, protocol) of the collectives.
+    chosen: (channel, operation, bytes, nodes, algorithm, protocol) of the collectives.  pace: of flows that routing pins.
     """
 
     laid: LaidOut
     quotient: Quotient
     legs: list[tuple[Leg, ...]]
     chosen: tuple[tuple[str, str, float, int, str, str], ...]
+    pace: Pace | None = None
 
 
 def used_operations(programs: tuple[StageProgram, ...]) -> dict[str, frozenset[str]]:
@@ -93,7 +96,7 @@ def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
     try:
         plan = derive(scenario)
         _tell(progress, "wiring the cluster", 0.0)
-        cluster = build_cluster(scenario.cluster)
+        cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
     except ScenarioError as error:
         raise scenario.located(error) from None
     job = scenario.job
@@ -103,6 +106,17 @@ def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
     library = library_of(cluster, job)
     traffic = build_traffic(cluster, plan, operations=used_operations(programs), algorithms=library.able)
     return LaidOut(scenario, plan, cluster, programs, traffic, library)
+
+
+def place_job(cluster: Cluster, plan: Plan, scenario: Scenario) -> Cluster:
+    """The cluster with the job's nodes first, in the order in which its ranks take them. Raises ScenarioError."""
+    if scenario.job.placement == "packed":
+        return cluster
+    sizes = np.array([t.gpus for t in cluster.node_types])[cluster.node_type]
+    (own,) = place([Wish("", plan.world, scenario.job.placement, "job.placement")], sizes, scenario.run.seed)
+    rest = np.ones(cluster.nodes, dtype=bool)
+    rest[own] = False
+    return cluster.placed(np.concatenate([own, np.flatnonzero(rest)]))
 
 
 def library_of(cluster: Cluster, job: JobSpec) -> Library:
@@ -128,7 +142,7 @@ def _tell(progress: Progress | None, what: str, share: float) -> None:
         progress(what, share)
 
 
-def compile_setup(laid: LaidOut, quotient: Quotient) -> Setup:
+def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -> Setup:
     """Compiles the programs of all rank classes of a folded job."""
     job, nodes = laid.scenario.job, laid.cluster.node_types
     seconds: dict[tuple[int, int], float] = {}
@@ -143,16 +157,16 @@ def compile_setup(laid: LaidOut, quotient: Quotient) -> Setup:
     overlap = job.software.overlap
     compiler = Compiler(quotient, laid.library, kernel_seconds, overlap.compute or overlap.transfer)
     legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
-    return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)))
+    return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 
 
 def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
     """Lays the job out, folds it and compiles it. Raises ScenarioError (located), DoesNotFit, TooManyClasses."""
     laid = lay_out(scenario, progress)
     _tell(progress, "folding", 0.3)
-    quotient = fold(laid.traffic, scenario.run.fold)
+    quotient, pace = fold(laid.traffic, scenario.run.fold, scenario.run.seed)
     _tell(progress, "compiling", 0.9)
-    return compile_setup(laid, quotient)
+    return compile_setup(laid, quotient, pace)
 
 
 def stage_capacity(plan: Plan, cluster: Cluster) -> list[float]:
@@ -210,6 +224,7 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
         tuple(node.name for node in setup.laid.cluster.node_types),
         (overlap.compute, overlap.transfer),
         None if progress is None else lambda share: progress("playing the step", share),
+        setup.pace,
     )
 
 
@@ -225,7 +240,9 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     memory = max(zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1])
     quotient = setup.quotient
     assumptions = list(scenario.assumptions)
-    if quotient.approximate:
+    if setup.pace is not None:
+        assumptions += pinned_assumptions(setup.pace, laid)
+    elif quotient.approximate:
         assumptions.append(
             "run.fold: bundles is an estimate: each transfer rides the worst bundle it touches (within about 2 %)"
         )
@@ -263,6 +280,23 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
         notes=no_effects(scenario, plan),
         mix=mix(setup, record),
     )
+
+
+def pinned_assumptions(pace: Pace, laid: LaidOut) -> list[str]:
+    """What an answer under pinned routing leaves out."""
+    pinned, routing = pace.pinned, laid.cluster.fabric.routing
+    found = []
+    replicas = int(pinned.replicas.max()) + 1
+    if any(typical.any() for typical in pace.typical):
+        found.append(
+            f"routing {routing}: the {SAMPLED} of {replicas:,} replicas with the slowest flows are played, the others move "
+            "at their mean"
+        )
+    if pinned.sprayed:
+        found.append(
+            f"routing {routing}: the messages of {', '.join(pinned.sprayed)} are too many to be told apart and are sprayed"
+        )
+    return found
 
 
 def mix(setup: Setup, record: StepRecord) -> dict[str, Any] | None:

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
 from colossim.footprint import Edges, Floats, Footprint, Ints, Runs
 
+#: GPUs of a group in a node from which NCCL lets the NVSwitch reduce (before 2.28: 3).
+FEWEST_ON_SWITCH = 2
+
 
 def binary_tree(nodes: int) -> Ints:
     """(nodes,) parent of each node in NCCL's binary tree over 0 .. nodes-1, -1 for the root 0.
@@ -22,7 +25,7 @@ def binary_tree(nodes: int) -> Ints:
               ______/ | \\          (i ^ b) | 2b, or i ^ b where that lies beyond the end.
           4           |  12        Odd nodes are leaves, so that the tree shifted by one has other leaves:
        2     6       10    14      each node forwards in one tree of the two only
-      1 3   5 7     9 11  13 15    (Sanders, Speck & Traeff 2009).
+      1 3   5 7     9 11  13 15    (Sanders, Speck & Traeff 2009); of odd counts only the root 0 does in both.
     """
     i = np.arange(nodes)
     low = i & -i
@@ -114,7 +117,8 @@ def tree(cluster: Cluster, members: Ints) -> Footprint:
 def nvls(cluster: Cluster, members: Ints) -> Footprint:
     """Reduction in the NVSwitch, (1 + 1/q) S on an NVLink each way; between nodes a double binary tree (NVLSTree).
 
-    Of a group in one node the unit is that of an NVLink: two passes of (1 + 1/n) S/2.
+    Of a group in one node the unit is that of an NVLink: two passes of (1 + 1/n) S/2. NCCL uses the switch for two
+    GPUs of a group a node or more (`ncclNvlsInit`), so that a data-parallel rail, one GPU a node, runs plain trees.
     """
     groups, n = members.shape
     runs, even = _even(cluster, members)
@@ -127,7 +131,8 @@ def nvls(cluster: Cluster, members: Ints) -> Footprint:
             column[inside] = 1.0
     between.share[alone] = (1 + 1 / n) / 2
     between.nvlink_weight[alone] = 1.0
-    between.usable[alone] = True
+    between.usable[alone] = n >= FEWEST_ON_SWITCH
+    between.usable[~alone] &= runs.lanes[~alone] >= FEWEST_ON_SWITCH
     return between
 
 
@@ -182,6 +187,7 @@ def collnet(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=even,
+        flows=edges.flows(),
     )
 
 
@@ -231,6 +237,7 @@ def _over_trees(
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=even.copy(),
+        flows=edges.flows(),
     )
 
 
@@ -258,10 +265,7 @@ def pat(cluster: Cluster, members: Ints) -> Footprint:
         step = Edges(cluster, groups)
         own = step.message(group, src, dst, routes)
         share = chunks / (n - 1)
-        for whose, link, weight in (step.rows(),):
-            edges.add(whose, link, weight * share)
-        edges.crossings += step.crossings * share
-        edges.feeds |= step.feeds
+        edges.take(step, share)
         out += np.bincount(src[own], minlength=gpus) * share
         into += np.bincount(dst, minlength=gpus) * share
         worst = np.zeros(groups)
@@ -285,4 +289,5 @@ def pat(cluster: Cluster, members: Ints) -> Footprint:
         crossings=edges.crossings,
         feeds=edges.feeds,
         usable=usable,
+        flows=edges.flows(),
     )

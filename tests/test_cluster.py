@@ -83,7 +83,7 @@ def test_links_are_numbered_kind_by_kind():
 def test_two_node_types_side_by_side():
     built = cluster(groups=({"type": "hgx-h100", "count": 2}, {"type": "gb200-nvl72", "count": 1}), nodes_per_pod=3)
     assert built.gpus == 2 * 8 + 72
-    assert built.first_gpu.tolist() == [0, 8, 16, 88]
+    assert built.first_gpu.tolist() == [0, 8, 16]
     assert built.gpu_local[16:20].tolist() == [0, 1, 2, 3]
     assert built.gpu_rail[16:22].tolist() == [0, 1, 2, 3, 0, 1], "18 trays of 4 rails"
     assert built.nvlink[[0, 20]].tolist() == [450e9, 900e9]

@@ -193,7 +193,7 @@ def test_which_of_equal_nodes_is_slow_changes_nothing():
             ],
         )
         setup_ = lay_out(scenario)
-        times.add(round(play_step(compile_setup(setup_, fold(setup_.traffic, "exact"))).step_time, 12))
+        times.add(round(play_step(compile_setup(setup_, fold(setup_.traffic, "exact")[0])).step_time, 12))
     assert len(times) == 1
 
 
@@ -221,8 +221,8 @@ def test_bundles_estimate_is_near_and_says_so():
         "job.global_batch=96",
     ]
     setup_ = lay_out(load_scenario("two-pods", set=changes))
-    exact = fold(setup_.traffic, "exact")
-    estimate = fold(setup_.traffic, "bundles")
+    exact = fold(setup_.traffic, "exact")[0]
+    estimate = fold(setup_.traffic, "bundles")[0]
     assert estimate.approximate
     assert not exact.approximate
     assert len(estimate.ranks) < len(exact.ranks)
@@ -331,4 +331,4 @@ def test_which_of_a_nodes_gpus_is_slow_changes_nothing():
 
 def agreed_time(scenario):
     laid = lay_out(scenario)
-    return play_step(compile_setup(laid, fold(laid.traffic, "exact"))).step_time
+    return play_step(compile_setup(laid, fold(laid.traffic, "exact")[0])).step_time

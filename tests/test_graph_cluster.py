@@ -253,6 +253,35 @@ def test_a_narrow_spine_of_a_graph_costs_time():
     assert times[1] > 1.01 * times[0]
 
 
+@pytest.mark.parametrize("placement", ["[5, 0, 3, 2]", "scattered"])
+@pytest.mark.parametrize("job", ["stages", "tree", "experts"])
+def test_jobs_stand_on_the_nodes_they_are_placed_on(job, placement):
+    """Nodes keep their vertices whatever the order in which ranks take them: as on the built-in fabric."""
+    fabric = (
+        "cluster.fabric={type: fat-tree, tiers: 2, link: 400 Gb/s, switch_ports: 256, nodes_per_pod: 2, "
+        "oversubscription: [4]}"
+    )
+    built_in = load_scenario(
+        "two-pods", set=["cluster.nodes.0.count=6", fabric, *JOBS[job], f"job.placement={placement}"]
+    )
+    on_graph = colossim.with_graph(built_in, leaf_spine(3, 2, 4))
+    one, other = simulate(built_in), simulate(on_graph)
+    assert other.step_time_s == pytest.approx(one.step_time_s, rel=1e-9)
+    assert other.classes["ranks"] == one.classes["ranks"]
+    agree(on_graph)
+
+
+def test_a_placed_gpu_keeps_its_vertex():
+    built = cluster(leaf_spine(2, 2), 4)
+    moved = built.placed(np.array([3, 1, 0, 2]))
+    vertices = moved.own.network.vertices
+    assert [vertices[vertex] for vertex in moved.own.gpu_vertex[::8]] == ["3 0", "1 0", "0 0", "2 0"]
+    assert moved.pod(np.arange(0, 32, 8)).tolist() == built.pod(np.array([24, 8, 0, 16])).tolist()
+    assert moved.routes(np.array([0, 0]), np.array([24, 8])).level.tolist() == [1, 3]
+    again = moved.placed(np.array([2, 0, 1, 3]))
+    assert [vertices[vertex] for vertex in again.own.gpu_vertex[::8]] == ["2 0", "0 0", "1 0", "3 0"]
+
+
 # -- links, places, slack --------------------------------------------------------------------------------------------
 def cluster(graph, nodes, **fabric):
     fields = {"type": "graph", "graph": "-", "efficiency": "90 %", **fabric}
@@ -358,13 +387,13 @@ def test_symmetric_graphs_fold_to_few_classes():
         assert not laid.traffic.slack[4 * 128 :].all()
         ranks = int(refine(laid.traffic).rank.max()) + 1
         assert ranks == 1
-        play_step(compile_setup(laid, fold(laid.traffic, "exact")))
+        assert agreed_time(laid.scenario) > 0
 
 
 def test_bundles_estimates_a_graph_too():
     graph, nodes = irregular(3)
     laid = lay_out(random_scenario(1, graph, nodes))
-    exact, estimate = fold(laid.traffic, "exact"), fold(laid.traffic, "bundles")
+    (exact, _), (estimate, _) = fold(laid.traffic, "exact"), fold(laid.traffic, "bundles")
     assert len(estimate.ranks) <= len(exact.ranks)
     times = [play_step(compile_setup(laid, q)).step_time for q in (exact, estimate)]
     assert times[1] == pytest.approx(times[0], rel=0.1)

@@ -18,16 +18,17 @@ FLOORS = {
     "units": 0, "errors": 0, "yaml12": 0, "shipped": 0,
     "catalog": 1, "scenario": 1,
     "cluster": 2, "workload": 2, "maxmin": 2,
-    "footprint": 3, "patterns": 3, "trees": 3, "nccl": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3,
+    "footprint": 3, "flows": 3, "patterns": 3, "trees": 3, "nccl": 3, "traffic": 3, "partition": 3, "quotient": 3, "fold": 3,
     "collective": 3, "segments": 3,
     "engine": 4,
     "result": 5, "plot": 5,
-    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "alone": 6, "measured": 6,
-    "cli": 7, "__main__": 8,
+    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "alone": 6, "measured": 6, "options": 6,
+    "benchmark_table": 6,
+    "words": 7, "cli_collectives": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
 FLOOR_3 = (
-    "segments", "collective", "fold", "quotient", "partition", "traffic", "nccl", "trees", "patterns", "footprint"
+    "segments", "collective", "fold", "quotient", "partition", "flows", "traffic", "nccl", "trees", "patterns", "footprint"
 )  # fmt: skip
 STAIRS = [
     *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],
@@ -38,6 +39,9 @@ STAIRS = [
         ("explain", "simulation"),
         ("batch", "simulation"),
         ("measured", "alone"),
+        ("options", "alone"),
+        *[("cli_collectives", "words"), ("cli", "words"), ("cli", "cli_collectives")],
+        *[("benchmark_table", below) for below in ("alone", "options", "simulation")],
     ],
 ]
 LATE = {"matplotlib", "networkx", "pandas"}

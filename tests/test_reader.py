@@ -149,13 +149,6 @@ BAD = [
     ("", "jitter: {kernel: 1.5 %}\n", "16:1", "jitter", "isn't available yet"),
     ("steps: 3", "duration: 54 d", "15:3", "run.duration", "isn't available yet"),
     ("steps: 3", "collectives: chunked", "15:16", "run.collectives", "`chunked` isn't available yet"),
-    (
-        "spectrum-x",
-        "{base: spectrum-x, routing: ecmp}",
-        "5:39",
-        "cluster.fabric.routing",
-        "isn't available yet",
-    ),
     ("pipeline: 4", "schedule: zero-bubble", "13:15", "job.parallelism.schedule", "isn't available yet"),
     # rules between fields
     (
@@ -312,7 +305,7 @@ def test_rules_are_silent_beside_fields_that_they_read(write):
         ("=3", "--set `=3`: write it as path=value"),
         ("run.steps=[", "--set run.steps: is not YAML here"),
         ("run.seed=", "--set run.seed: has no value"),
-        ("cluster.fabric.routing=ecmp", "--set cluster.fabric.routing: `ecmp` isn't available yet"),
+        ("job.parallelism.schedule=zero-bubble", "--set job.parallelism.schedule: `zero-bubble` isn't available yet"),
         ("spares=4", "--set spares: isn't available yet"),
         ("cluster.fabric.link=400", "--set cluster.fabric.link: `400` has no unit"),
     ],
@@ -413,13 +406,6 @@ def test_a_missing_catalogue_is_told_where_it_is_named(write):
     problem = problems_of(write("", "catalog: none.yaml\n"))[0]
     assert (problem.line, problem.column, problem.field) == (16, 10, "catalog")
     assert "no such file" in problem.message
-
-
-def test_a_routing_of_the_catalogue_that_is_not_there_yet_is_told(write, tmp_path):
-    (tmp_path / "mine.yaml").write_text("fabrics:\n  hashed: {base: spectrum-x, routing: ecmp}\n")
-    problem = problems_of(write("spectrum-x", "hashed\ncatalog: mine.yaml"))[0]
-    assert (problem.line, problem.field) == (5, "cluster.fabric.routing")
-    assert "isn't available yet" in problem.message
 
 
 VARIANTS = """\

@@ -107,7 +107,7 @@ class RingCurve(Facts):
 
     bandwidth: Rate = Field(description="bytes/s that an NVLink edge of a ring sustains for long messages")
     half_size: Size = Field(description="S0: bytes at which the ramp has cost as much as the transfer, 8 ranks")
-    exponent: Factor = Field(description="g of the ramp")
+    exponent: Factor = Field(description="g of the ramp; above 1 more bytes would take less time")
     base: Seconds = Field(description="s, once a collective")
     hop: Seconds = Field(description="s of one step of a ring over NVLink")
 
@@ -117,7 +117,7 @@ class NvlsCurve(Facts):
 
     bandwidth: Rate = Field(description="bytes/s that a GPU's NVLink sustains for long messages")
     half_size: Size = Field(description="S0: bytes at which the ramp has cost as much as the transfer")
-    exponent: Factor = Field(description="g of the ramp")
+    exponent: Factor = Field(description="g of the ramp; above 1 more bytes would take less time")
     base: Seconds = Field(description="s, once a collective")
     nominal: SomeShare = Field(description="what NCCL's tuner believes it reaches of the rings' rate")
 
@@ -131,7 +131,7 @@ class NetworkCurve(Facts):
     half_size: Size = Field(
         default="0 B", validate_default=True, description="S0 of the ramp, for 8 GPUs of a group a node"
     )
-    exponent: Factor = Field(default=0.5, description="g of the ramp")
+    exponent: Factor = Field(default=0.5, description="g of the ramp; above 1 more bytes would take less time")
     ll128: bool = Field(default=True, description="whether NCCL runs protocol LL128 over it")
 
 

@@ -27,8 +27,8 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
     index = [types.index(group.type) for group in spec.nodes]
     node_type = np.repeat(np.array(index, np.int16), [group.count for group in spec.nodes])
     sizes = np.array([t.gpus for t in types], np.int64)[node_type]
-    first_gpu = np.concatenate(([0], np.cumsum(sizes)))
-    gpus = int(first_gpu[-1])
+    first_gpu = np.cumsum(sizes) - sizes
+    gpus = int(sizes.sum())
     gpu_node = np.repeat(np.arange(node_type.size, dtype=np.int32), sizes)
     gpu_local = (np.arange(gpus, dtype=np.int32) - first_gpu[gpu_node].astype(np.int32)).astype(np.int16)
     gpu_type = node_type[gpu_node]

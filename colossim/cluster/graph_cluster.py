@@ -11,7 +11,7 @@ that is one link more on the way, with a capacity of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,14 @@ class GraphCluster(Cluster):
         facts["fabric"] = cluster.fabric.model_copy(update=plain)
         return GraphCluster(own=own, **facts)
 
+    def placed(self, nodes: Ints) -> GraphCluster:
+        """The same machines with their GPUs taken in another order of nodes; each keeps its vertex."""
+        moved = super().placed(nodes)
+        order = self.first_gpu[moved.gpu_node] + moved.gpu_local
+        return GraphCluster.of(
+            moved, replace(self.own, gpu_vertex=self.own.gpu_vertex[order], gpu_node=self.own.gpu_node[order])
+        )
+
     # -- where a GPU stands ------------------------------------------------------------------------------------------
     @cached_property
     def _leaves(self) -> Ints:
@@ -93,7 +101,7 @@ class GraphCluster(Cluster):
     @cached_property
     def _pods(self) -> Ints:
         """(N,) the set of leaves that each node's GPUs hang on, as a number."""
-        bounds = zip(self.first_gpu[:-1], self.first_gpu[1:], strict=True)
+        bounds = zip(self.first_gpu, self.first_gpu + np.bincount(self.gpu_node, minlength=self.nodes), strict=True)
         return _numbered(np.unique(self._leaves[a:b]).tobytes() for a, b in bounds)
 
     def pod(self, gpus: Ints) -> Ints:

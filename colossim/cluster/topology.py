@@ -14,7 +14,7 @@ tiers have a few thousand bundles. Every link is directed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +70,9 @@ class Routes:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes in the order of the scenario on a fabric. G GPUs, N nodes.
+    """Nodes on a fabric. G GPUs, N nodes; nodes are numbered as they stand, GPUs in the order in which jobs take them.
 
-    node_type: (N,) index into node_types.  first_gpu: (N+1,).  gpu_node, gpu_local, gpu_rail, gpu_type: (G,).
+    node_type: (N,) index into node_types.  first_gpu: (N,) of each node.  gpu_node, gpu_local, gpu_rail, gpu_type: (G,).
     nvlink, nic: (G,) bytes/s of one direction, degraded links and the fabric's efficiency applied.
     """
 
@@ -94,6 +94,16 @@ class Cluster:
     @property
     def nodes(self) -> int:
         return int(self.node_type.size)
+
+    def placed(self, nodes: Ints) -> Cluster:
+        """The same machines with their GPUs taken in another order of nodes. nodes: (N,) each once."""
+        sizes = np.array([t.gpus for t in self.node_types], np.int64)[self.node_type[nodes]]
+        start = np.cumsum(sizes) - sizes
+        order = np.repeat(self.first_gpu[nodes] - start, sizes) + np.arange(self.gpus)
+        first = np.empty_like(self.first_gpu)
+        first[nodes] = start
+        columns = ("gpu_node", "gpu_local", "gpu_rail", "gpu_type", "nvlink", "nic")
+        return replace(self, first_gpu=first, **{name: getattr(self, name)[order] for name in columns})
 
     @cached_property
     def _type_rails(self) -> Ints:
@@ -135,7 +145,7 @@ class Cluster:
     # -- links -------------------------------------------------------------------------------------------------------
     @cached_property
     def _bundles(self) -> tuple[Floats, ...]:
-        fabric, last = self.fabric, np.array([self.gpus - 1])
+        fabric, last = self.fabric, np.array([int(np.argmax(self.gpu_node))])
         leaf = nics_below_a_leaf(fabric, self.node_types) * fabric.link * fabric.efficiency
         block = leaf * self.rails * fabric.pods_per_block
         sizes = (leaf, block, block * fabric.blocks_per_zone)
@@ -225,7 +235,8 @@ class Cluster:
             exit_gpu = np.where(there, src, src + (self.gpu_rail[dst] - self.gpu_rail[src]))
             if any(t.gpus % t.rails for t in self.node_types):
                 # The last tray of a node may lack the rail: the tray before it has it.
-                beyond = exit_gpu >= self.first_gpu[self.gpu_node[src] + 1]
+                sizes = np.array([t.gpus for t in self.node_types])
+                beyond = exit_gpu >= self.first_gpu[self.gpu_node[src]] + sizes[kind]
                 exit_gpu = exit_gpu - np.where(beyond, self._type_rails[kind], 0)
         level = np.ones(inside.shape, np.int8)
         for place in (self.leaf, self.block, self.zone):

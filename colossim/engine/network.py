@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import simpy
 
+from colossim.flows import Pace
 from colossim.maxmin import max_min
 
 #: Deadlines this close (relative to now) are one instant: differences of an ulp must not multiply events.
@@ -40,7 +41,9 @@ class Activity:
         "links",
         "log",
         "owner",
+        "pinned",
         "rate",
+        "reach",
         "ready",
         "remaining",
         "since",
@@ -59,6 +62,9 @@ class Activity:
         self.since = 0.0
         self.version = 0
         self.began: float | None = None
+        #: (channel, class of groups) if its flows are pinned to paths, and its cap without the others'
+        self.pinned: tuple[int, int] | None = None
+        self.reach = cap
         self.ended: float | None = None
         self.done: simpy.Event | None = None
         self.owner: Any = None
@@ -77,10 +83,16 @@ class Activity:
 
 
 class Network:
-    """Link classes with capacities (bytes/s of one link) and the activities on them."""
+    """Link classes with capacities (bytes/s of one link) and the activities on them.
 
-    def __init__(self, env: simpy.Environment, capacity: Iterable[float]) -> None:
+    pace: what flows that routing pins to single paths leave the activities that they belong to.
+    """
+
+    def __init__(self, env: simpy.Environment, capacity: Iterable[float], pace: Pace | None = None) -> None:
         self.env = env
+        self._pace = pace
+        self._pinned: dict[Activity, None] = {}
+        self._changed = False
         self.capacity = list(capacity)
         self._on: list[dict[Activity, float]] = [{} for _ in self.capacity]
         self._heap: list[tuple[float, int, int, Any]] = []
@@ -139,6 +151,9 @@ class Network:
             return
         for link, weight in activity.links:
             self._on[link][activity] = weight
+        if activity.pinned is not None:
+            self._pinned[activity] = None
+            self._changed = True
         for watcher in activity.watchers:
             watcher.transfer_began(activity)
         self.disturb(activity)
@@ -156,6 +171,10 @@ class Network:
                 if on:
                     self._dirty_links.add(link)
                     self._request()
+            if activity.pinned is not None:
+                del self._pinned[activity]
+                self._changed = True
+                self._request()
             for watcher in activity.watchers:
                 watcher.transfer_ended(activity)
         self._dirty.pop(activity, None)
@@ -182,6 +201,8 @@ class Network:
     # -- rates -------------------------------------------------------------------------------------------------------
     def _settle(self, _: simpy.Event) -> None:
         self._settling = False
+        if self._changed:
+            self._repace()
         seeds = dict(self._dirty)
         for link in sorted(self._dirty_links):
             seeds.update(dict.fromkeys(self._on[link]))
@@ -281,6 +302,18 @@ class Network:
         left = np.array([self.capacity[link] for link in links])
         own = np.array([activity.cap / activity.stretch for activity in component])
         return list(max_min(who, where, weight, left, own))
+
+    def _repace(self) -> None:
+        """Other flows are in flight: what the fabric leaves each pinned activity is looked up again."""
+        self._changed = False
+        assert self._pace is not None
+        limits = self._pace.limits({activity.pinned for activity in self._pinned if activity.pinned is not None})
+        for activity in self._pinned:
+            assert activity.pinned is not None
+            cap = min(activity.reach, limits[activity.pinned])
+            if cap != activity.cap:
+                activity.cap = cap
+                self._dirty[activity] = None
 
     def _set_rate(self, activity: Activity, rate: float, now: float) -> None:
         # A rate that did not change keeps its deadline: most do not.

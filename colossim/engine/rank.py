@@ -49,6 +49,7 @@ class Call(Activity):
         self.arrived = 0
         self.posted: float | None = None
         self.latency = 0.0
+        self.pinned = group.pinned
 
     def wait(self, env: simpy.Environment) -> simpy.Event:
         """An event for its end; asked for only while it runs."""
@@ -85,10 +86,19 @@ class Communicator:
 class Group:
     """A class of groups at play, under one algorithm; those of one kind of communication share a communicator.
 
-    watched: keep the throughput for the plots; watchers: members whose kernels it slows.
+    watched: keep the throughput for the plots; watchers: members whose kernels it slows.  pinned: (channel, class) if
+    routing pins its flows to paths.
     """
 
-    def __init__(self, communicator: Communicator, kind: GroupClass, boundary: bool, watched: bool) -> None:
+    def __init__(
+        self,
+        communicator: Communicator,
+        kind: GroupClass,
+        boundary: bool,
+        watched: bool,
+        pinned: tuple[int, int] | None = None,
+    ) -> None:
+        self.pinned = pinned
         self.communicator = communicator
         self.network = communicator.network
         self.kind = kind
@@ -120,7 +130,7 @@ class Group:
             self.bytes += timing.bytes
             call.size = call.remaining = timing.bytes * exposed
             call.latency = timing.latency * exposed
-            call.cap = timing.cap
+            call.cap = call.reach = timing.cap
             call.posted = self.network.env.now
             self.communicator.post(call)
         return call

@@ -12,6 +12,7 @@ from simpy.core import EmptySchedule
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, STRAGGLER, Communicator, Group, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
+from colossim.flows import Pace
 from colossim.quotient import GroupClass, LinkClass, Quotient
 from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS
@@ -33,14 +34,15 @@ def play(
     node_names: tuple[str, ...],
     slowdown: tuple[float, float],
     progress: Progress | None = None,
+    pace: Pace | None = None,
 ) -> StepRecord:
     """Plays one step of the folded job.
 
     legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of the
-    passes that have been played.
+    passes that have been played.  pace: of flows that routing pins to paths.
     """
     env = simpy.Environment()
-    network = Network(env, (link.capacity for link in quotient.links))
+    network = Network(env, (link.capacity for link in quotient.links), pace)
     watched = _watched(quotient)
 
     def seen(kind: GroupClass) -> bool:
@@ -52,8 +54,17 @@ def play(
         for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
     }
     groups = [
-        [Group(communicators[name][i], kind, name in BOUNDARY_CHANNELS, seen(kind)) for i, kind in enumerate(classes)]
-        for (name, _), classes in zip(quotient.channels, quotient.groups, strict=True)
+        [
+            Group(
+                communicators[name][i],
+                kind,
+                name in BOUNDARY_CHANNELS,
+                seen(kind),
+                (number, i) if number in quotient.pinned else None,
+            )
+            for i, kind in enumerate(classes)
+        ]
+        for number, ((name, _), classes) in enumerate(zip(quotient.channels, quotient.groups, strict=True))
     ]
     recorded: set[tuple[int, int]] = set()
     members = []

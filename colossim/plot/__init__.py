@@ -7,8 +7,21 @@ from __future__ import annotations
 
 from colossim.plot.breakdown import breakdown
 from colossim.plot.canvas import save
+from colossim.plot.collectives import collectives
+from colossim.plot.scoreboard import errors, predicted
 from colossim.plot.throughput import link_throughput, throughput, tokens
 from colossim.plot.timeline import timeline
 from colossim.plot.topology import topology
 
-__all__ = ["breakdown", "link_throughput", "save", "throughput", "timeline", "tokens", "topology"]
+__all__ = [
+    "breakdown",
+    "collectives",
+    "errors",
+    "link_throughput",
+    "predicted",
+    "save",
+    "throughput",
+    "timeline",
+    "tokens",
+    "topology",
+]

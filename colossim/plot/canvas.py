@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import IO, TYPE_CHECKING, Any
 
@@ -47,6 +48,17 @@ def title(ax: Axes, words: str) -> None:
 def plain(ax: Axes) -> None:
     """Only the spines that carry a scale."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def size_ticks(ax: Axes) -> None:
+    """Sizes in powers of 1024, every fourth power of two a tick."""
+    low, high = (int(math.log2(max(1.0, edge))) for edge in ax.get_xlim())
+    ticks = [power for power in range(low, high + 2) if power % 4 == 0 or high - low < 8]
+    names = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    limits = ax.get_xlim()
+    ax.set_xticks([2.0**power for power in ticks], [f"{2 ** (p % 10)} {names[p // 10]}" for p in ticks], fontsize=9)
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(limits)
 
 
 def save(ax: Axes, file: IO[bytes] | str) -> None:

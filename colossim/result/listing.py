@@ -129,3 +129,28 @@ def show_validation(report: dict[str, Any], console: Console) -> None:
         cells = [f"{row[key]:.1f} %" for key in ("mean_pct", "median_pct", "worst_pct")]
         summary.add_row(name, str(row["n"]), *cells, f"{row['bias_pct']:+.1f} %")
     console.print(summary, highlight=False, markup=False, emoji=False)
+
+
+def show_collectives(report: dict[str, Any], console: Console) -> None:
+    """Prints the scoreboard of measured collectives (`measured.report`): a line a group, then what holds of all."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("group", no_wrap=True)
+    for title in ("rows", "median", "worst", "bias"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, row in report["groups"].items():
+        cells = [f"{row['median_pct']:.1f} %", f"{row['worst_pct']:+.1f} %", f"{row['bias_pct']:+.1f} %"]
+        table.add_row(name, str(row["n"]), *cells)
+    console.print(table, highlight=False, markup=False, emoji=False)
+    overall, worst = report["overall"], report["worst_group"]
+    words = [
+        "",
+        "errors are of the time; a bias above 0 is a prediction that is too slow",
+        f"from 1 MiB on: median {overall['median_pct_large']:.1f} %; below: {overall['median_pct_small']:.1f} % "
+        f"({overall['n']} rows)",
+        f"worst group: {worst}, median {report['groups'][worst]['median_pct']:.1f} %",
+        f"{report['flagged']} rows are flagged and don't count:",
+        *[f"  {count} {reason}" for reason, count in sorted(report["flags"].items(), key=lambda item: -item[1])],
+    ]
+    console.print("\n".join(words), highlight=False, markup=False, emoji=False)

@@ -61,15 +61,15 @@ def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:
         if name.endswith(".png"):
             (folder / name).unlink(missing_ok=True)
     made = [
-        _whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n")),
-        _whole(folder / "steps.csv", lambda file: file.write(_steps(result).encode())),
+        whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n")),
+        whole(folder / "steps.csv", lambda file: file.write(_steps(result).encode())),
     ]
     if plots:
         from colossim.plot import breakdown, save, throughput, timeline
 
         for name, draw in (("throughput", throughput), ("breakdown", breakdown), ("timeline", timeline)):
             axes = draw(result)
-            made.append(_whole(folder / f"{name}.png", partial(save, axes)))
+            made.append(whole(folder / f"{name}.png", partial(save, axes)))
     return made
 
 
@@ -81,9 +81,12 @@ def _steps(result: Result) -> str:
     return out.getvalue()
 
 
-def _whole(path: Path, fill: Callable[[Any], object]) -> Path:
-    """Writes beside the file and renames, so that an interrupted run leaves no half file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def whole(path: Path, fill: Callable[[Any], object]) -> Path:
+    """Writes beside the file and renames, so that an interrupted run leaves no half file. Raises OSError with its name."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with os.fdopen(handle, "wb") as file:
             fill(file)

@@ -39,7 +39,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
 }
 #: Values of the contract whose capability comes later.
 LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
-    ("cluster", "fabric", "routing"): {"ecmp": "routing by hash", "static": "routing by hash"},
     ("run", "collectives"): {"chunked": "chunked collectives"},
     ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
 }
@@ -139,6 +138,9 @@ class JobSpec(Facts):
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
     bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
     tokens: SomeCount | None = Field(default=None, description="tokens of the whole run; gives the time to train")
+    placement: Literal["packed", "scattered"] | tuple[Natural, ...] = Field(
+        default="packed", description="the cluster's first nodes, a random draw of them, or these ones in order"
+    )
     collectives_algorithm: Literal["auto", "ring", "tree", "nvls", "collnet", "pat", "hierarchical"] = Field(
         default="auto", description="of gradient and tensor collectives; auto: NCCL's choice by size and shape"
     )

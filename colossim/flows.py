@@ -1,0 +1,288 @@
+"""Flows that routing pins to single paths: hashed (ecmp), or by their destination (static). They collide, and don't fold.
+
+All flows stay arrays: each queue pair's path through the Clos is drawn at once, and one max-min solve gives the rates of
+those that are in flight together. A collective moves at its slowest flow; a flow that is spread over several queue pairs
+sends as many bytes on each, so that it moves at the pace of the slowest. Solves are remembered by which classes of groups
+are in flight: a step meets few such sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim.cluster.hashed import Members, hashed_paths
+from colossim.footprint import Floats, Flows, Ints
+from colossim.maxmin import max_min
+from colossim.traffic import Traffic
+
+Kind = tuple[int, int]
+#: Channels that join all replicas of a stage; the others stay inside one.
+_ACROSS = frozenset({"data", "expert_data"})
+#: Replicas that are played apart, those with the slowest flows.
+SAMPLED = 4
+#: Up to this many kinds of groups that share links with one kind, its rate is found anew as they come and go; where more
+#: do (ranks placed at random), all groups of a channel count as in flight as soon as some are.
+MOST_NEAR = 16
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """All pinned flows of a job. F flows of S queue pairs.
+
+    flows: group of its channel, ends, weight.  channel: (F,).  pairs: queue pairs a flow.
+    who, where: (rows,) queue pair and link: member links of the fabric first, then NICs out, NICs in.  capacity: (links,).
+    sprayed: names of channels whose flows are too many to be told apart; they are left to average out.
+    """
+
+    traffic: Traffic
+    members: Members
+    flows: Flows
+    channel: Ints
+    pairs: int
+    who: Ints
+    where: Ints
+    capacity: Floats
+    sprayed: tuple[str, ...]
+
+    @staticmethod
+    def of(traffic: Traffic, seed: int) -> Pinned:
+        """Draws the paths. seed: of the hash."""
+        cluster = traffic.cluster
+        fabric, gpus = cluster.fabric, cluster.gpus
+        parts = [c.footprint.flows for c in traffic.channels]
+        flows = Flows.joined([part for part in parts if part is not None])
+        channel = np.repeat(np.arange(len(parts)), [0 if part is None else part.group.size for part in parts])
+        members = Members.of(cluster)
+        capacity = members.capacity()
+        alive = None
+        # A connection is its channel's own: its number and its two ends are what is hashed.
+        key = (channel * gpus + flows.src) * gpus + flows.dst
+        paths = hashed_paths(
+            members,
+            flows.src,
+            flows.dst,
+            flows.level,
+            flow_key=key,
+            seed=seed,
+            paths_per_flow=fabric.paths_per_flow,
+            policy="static" if fabric.routing == "static" else "ecmp",
+            alive=alive,
+        )
+        pair = np.arange(paths.flow.size)
+        who = np.concatenate([paths.who, pair, pair])
+        where = np.concatenate(
+            [paths.where, members.links + flows.src[paths.flow], members.links + gpus + flows.dst[paths.flow]]
+        )
+        order = np.argsort(who, kind="stable")
+        return Pinned(
+            traffic=traffic,
+            members=members,
+            flows=flows,
+            channel=channel,
+            pairs=paths.flow.size // max(1, flows.group.size),
+            who=who[order].astype(np.int32),
+            where=where[order].astype(np.int32),
+            capacity=np.concatenate([capacity, cluster.nic, cluster.nic]),
+            sprayed=tuple(c.name for c, part in zip(traffic.channels, parts, strict=True) if part is None),
+        )
+
+    @cached_property
+    def _width(self) -> Ints:
+        """(S,) rows of each queue pair."""
+        return np.bincount(self.who, minlength=self.flows.group.size * self.pairs)
+
+    def pair_rates(self, active: NDArray[np.bool_], *, nics: bool = True) -> Floats:
+        """(S of the active flows,) bytes/s of an edge that their queue pairs allow, max-min fair. active: (F,).
+
+        A queue pair moves its part of the edges that its flow stands for: weight / pairs of that rate. nics: whether flows
+        share their NICs, too; else a NIC is only a limit to each of them, and sharing it is left to the engine.
+        """
+        of_pair = np.repeat(active, self.pairs)
+        rows = np.repeat(of_pair, self._width)
+        count = int(of_pair.sum())
+        who = np.repeat(np.arange(count), self._width[of_pair])
+        where = self.where[rows]
+        cap = np.full(count, np.inf)
+        if not nics:
+            fabric = where < self.members.links
+            who, where = who[fabric], where[fabric]
+            nic = self.traffic.cluster.nic
+            cap = np.repeat(np.minimum(nic[self.flows.src[active]], nic[self.flows.dst[active]]), self.pairs)
+        used = np.zeros(self.capacity.size, dtype=bool)
+        used[where] = True
+        number = np.cumsum(used) - 1
+        weight = np.repeat(self.flows.weight[active] / self.pairs, self.pairs)[who]
+        return max_min(who, number[where], weight, self.capacity[used], cap)
+
+    def group_rates(self, active: NDArray[np.bool_]) -> list[Floats]:
+        """For each channel (G,) bytes/s of an edge that the fabric allows each group's slowest flow; inf where it has none."""
+        found = [np.full(channel.groups, np.inf) for channel in self.traffic.channels]
+        if not active.any():
+            return found
+        pace = self.pair_rates(active, nics=False).reshape(-1, self.pairs).min(axis=1)
+        group, channel = self.flows.group[active], self.channel[active]
+        for number in np.flatnonzero(np.bincount(channel)):
+            mine = channel == number
+            np.minimum.at(found[number], group[mine], pace[mine])
+        return found
+
+    def alone(self, number: int) -> list[Floats]:
+        """`group_rates` when all groups of one channel are in flight, and no others."""
+        return self.group_rates(self.channel == number)
+
+    @cached_property
+    def replicas(self) -> Ints:
+        """(R,) the replica of each rank: what communicates other than across all of them."""
+        label = np.arange(self.traffic.ranks)
+        inside = [c.members for c in self.traffic.channels if c.name not in _ACROSS]
+        while True:
+            before = label.copy()
+            for members in inside:
+                least = label[members].min(axis=1)
+                np.minimum.at(label, members, np.repeat(least[:, None], members.shape[1], axis=1))
+                # A label's own label, so that chains of groups close in few rounds.
+                label = np.minimum(label, label[label])
+            if np.array_equal(before, label):
+                return np.unique(label, return_inverse=True)[1]
+
+    def apart(self, most: int = SAMPLED) -> Ints:
+        """(R,) 0, or a number of its own for the ranks of each of the `most` replicas with the slowest flows.
+
+        All of them if they are no more. Slow: the sum over a replica's groups of s/byte, each channel in flight alone.
+        """
+        replica = self.replicas
+        count = int(replica.max()) + 1
+        if count <= most:
+            return replica + 1
+        slow = np.zeros(count)
+        for number, channel in enumerate(self.traffic.channels):
+            if channel.name not in _ACROSS:
+                rates = self.alone(number)[number]
+                np.add.at(slow, replica[channel.members[:, 0]], 1.0 / rates)
+        chosen = np.argsort(-slow, kind="stable")[:most]
+        numbers = np.zeros(count, np.int64)
+        numbers[chosen] = np.arange(1, most + 1)
+        return numbers[replica]
+
+
+@dataclass
+class Pace:
+    """What pinned flows leave each class of groups, by the classes in flight.
+
+    A *kind* is the class of a group before replicas were set apart. The rate of a kind's flows depends on which of the
+    kinds that share links with it are in flight; that is solved once for each such set, without what those others share
+    with third ones.
+    colours: a channel's (G,) class of each group.  kinds: a channel's (classes,) kind.  typical: a channel's (classes,)
+    bool: of the replicas that aren't apart, whose groups move at their harmonic mean; the others at their slowest.
+    """
+
+    pinned: Pinned
+    colours: tuple[Ints, ...]
+    kinds: tuple[Ints, ...]
+    typical: tuple[NDArray[np.bool_], ...]
+    _known: dict[tuple[Kind, frozenset[Kind]], Floats] = field(default_factory=dict)
+    _limits: dict[frozenset[Kind], dict[Kind, float]] = field(default_factory=dict)
+
+    @cached_property
+    def _flow_kind(self) -> Ints:
+        """(F,) place of each flow's kind in `_all`."""
+        flows, channel = self.pinned.flows, self.pinned.channel
+        kind = np.zeros(flows.group.size, np.int64)
+        for number, colours in enumerate(self.colours):
+            mine = channel == number
+            kind[mine] = self.kinds[number][colours[flows.group[mine]]]
+        return channel * self._stride + kind
+
+    @property
+    def _stride(self) -> int:
+        return 1 + max(int(kinds.max(initial=0)) for kinds in self.kinds)
+
+    @cached_property
+    def _near(self) -> dict[Kind, frozenset[Kind]]:
+        """For each kind with flows those that share a link with it, itself among them."""
+        size = np.bincount(self._flow_kind, minlength=len(self.colours) * self._stride)
+        present = np.flatnonzero(size)
+        place = np.cumsum(size > 0) - 1
+        uses = np.zeros((present.size, self.pinned.members.links), dtype=bool)
+        fabric = self.pinned.where < self.pinned.members.links
+        kind = place[np.repeat(self._flow_kind, self.pinned.pairs)]
+        uses[kind[self.pinned.who[fabric]], self.pinned.where[fabric]] = True
+        together = np.array([(uses & mine).any(axis=1) for mine in uses]).reshape(present.size, present.size)
+        names = [(int(number) // self._stride, int(number) % self._stride) for number in present]
+        return {
+            name: frozenset(names[j] for j in np.flatnonzero(row)) for name, row in zip(names, together, strict=True)
+        }
+
+    @cached_property
+    def crowded(self) -> bool:
+        """Whether some kind shares links with so many others that whole channels count as in flight."""
+        return max(map(len, self._near.values()), default=0) > MOST_NEAR + 1
+
+    @property
+    def governed(self) -> frozenset[int]:
+        """Channels that have pinned flows."""
+        return frozenset(int(number) for number in np.flatnonzero(np.bincount(self.pinned.channel)))
+
+    def limits(self, in_flight: set[Kind]) -> dict[Kind, float]:
+        """{(channel, class): bytes/s of an edge} of the groups that move bytes."""
+        key = frozenset(in_flight)
+        if key not in self._limits:
+            self._limits[key] = self._limit(key)
+        return self._limits[key]
+
+    def _limit(self, in_flight: frozenset[Kind]) -> dict[Kind, float]:
+        kind_of = {(channel, index): (channel, int(self.kinds[channel][index])) for channel, index in in_flight}
+        standing = {kind_of[item] for item in in_flight if self.typical[item[0]][item[1]]}
+        others = standing or set(kind_of.values())
+        others |= {kind for item, kind in kind_of.items() if not self._apart[item[0]]}
+        found = {}
+        for item, kind in kind_of.items():
+            if kind not in self._near:
+                found[item] = np.inf
+                continue
+            if self.crowded:
+                beside = self._whole(frozenset({channel for channel, _ in others} | {kind[0]}))
+            else:
+                beside = (self._near[kind] & others) | {kind}
+            found[item] = float(self._solved(kind, beside)[item[1]])
+        return found
+
+    def _whole(self, channels: frozenset[int]) -> frozenset[Kind]:
+        """All kinds of some channels."""
+        return frozenset(kind for kind in self._near if kind[0] in channels)
+
+    @cached_property
+    def _apart(self) -> tuple[bool, ...]:
+        """For each channel whether some of its classes stand for typical replicas."""
+        return tuple(bool(typical.any()) for typical in self.typical)
+
+    def _solved(self, kind: Kind, beside: frozenset[Kind]) -> Floats:
+        """(classes,) of the kind's channel, when these kinds are in flight."""
+        key = (kind, beside)
+        if key not in self._known:
+            wanted = np.zeros(len(self.colours) * self._stride, dtype=bool)
+            wanted[[channel * self._stride + index for channel, index in beside]] = True
+            active = wanted[self._flow_kind]
+            rates = self.pinned.group_rates(active)
+            for channel in sorted({channel for channel, _ in (beside if self.crowded else [kind])}):
+                by_class = _by_class(rates[channel], self.colours[channel], self.typical[channel])
+                for other in [k for k in beside if k[0] == channel] if self.crowded else [kind]:
+                    self._known[other, beside] = by_class
+        return self._known[key]
+
+    @property
+    def solves(self) -> int:
+        """How many sets of flows were solved."""
+        return len(self._known)
+
+
+def _by_class(rates: Floats, colours: Ints, typical: NDArray[np.bool_]) -> Floats:
+    slowest = np.full(typical.size, np.inf)
+    np.minimum.at(slowest, colours, rates)
+    size = np.bincount(colours, minlength=typical.size)
+    mean = size / np.maximum(np.bincount(colours, weights=1.0 / rates, minlength=typical.size), 1e-300)
+    return np.where(typical & np.isfinite(slowest), mean, slowest)
