@@ -28,6 +28,7 @@ _WHERE = {
     "load_variants": "colossim.scenario.variants",
     "simulate": "colossim.simulation",
     "validate": "colossim.validation",
+    "with_graph": "colossim.scenario.files",
 }
 _ROOMS = ("catalog", "plot")
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from colossim.cluster import build_cluster
     from colossim.errors import DoesNotFit, ScenarioError, SimulationError, TooManyClasses
     from colossim.result.result import Result
+    from colossim.scenario.files import with_graph
     from colossim.scenario.reader import load_scenario
     from colossim.scenario.schema import Scenario
     from colossim.scenario.variants import load_variants

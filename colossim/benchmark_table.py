@@ -144,9 +144,11 @@ def _timed(alone: Alone, operation: str, sizes: Sequence[int], type: str) -> lis
     """A row a size. Raises SimulationError where numbers leave what a float holds, or messages are too many to look up."""
     fabric = alone.cluster.fabric
     trays = fabric.type == "rail-optimized" and any(t.gpus > t.rails for t in alone.cluster.node_types)
-    if operation == "all_to_all" and trays and fabric.rails == "forward" and alone.size > _MOST_LOOKED_UP:
+    looked_up = fabric.type == "graph" or (trays and fabric.rails == "forward")
+    if operation == "all_to_all" and looked_up and alone.size > _MOST_LOOKED_UP:
+        why = "on a graph" if fabric.type == "graph" else "with several on a rail of their node"
         raise SimulationError(
-            f"an all-to-all of {alone.size:,} GPUs with several on a rail of their node is counted message by message: "
+            f"an all-to-all of {alone.size:,} GPUs {why} is counted message by message: "
             f"at most {_MOST_LOOKED_UP:,} GPUs, such as --group gpus:{_MOST_LOOKED_UP}"
         )
     try:
@@ -164,7 +166,10 @@ def _names(algorithm: str) -> tuple[str, ...]:
 def _in_words(cluster: Cluster) -> str:
     kinds = [f"{int(n):,} x {t.name}" for t, n in zip(cluster.node_types, np.bincount(cluster.node_type), strict=True)]
     fabric = cluster.fabric
-    return f"{cluster.gpus:,} GPUs, {' + '.join(kinds)}, {fabric.type} of {format_rate(fabric.link)} ports"
+    fastest = max(t.nic for t in cluster.node_types) if fabric.type == "graph" else fabric.link
+    return (
+        f"{cluster.gpus:,} GPUs, {' + '.join(kinds)}, {fabric.type} of {format_rate(min(fabric.link, fastest))} ports"
+    )
 
 
 def time_ratios(table: Table, other: Table) -> list[dict[str, Any]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from colossim.cluster import Cluster, build_cluster
+import numpy as np
+from numpy.typing import NDArray
+
+from colossim.cluster import Cluster, GraphCluster, build_cluster
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, Scenario
@@ -14,6 +17,8 @@ from colossim.workload.memory import Memory, memory_by_stage, suggestions
 from colossim.workload.transformer import active_parameters, parameters
 
 Section = dict[str, str]
+#: Links that are named.
+_NAMED = 4
 
 
 def explain(scenario: Scenario) -> dict[str, Section]:
@@ -47,12 +52,31 @@ def _cluster(scenario: Scenario, cluster: Cluster, traffic: Traffic) -> Section:
         f"{g.count * g.type.gpus:,} x {g.type.gpu.name} ({g.count:,} {g.type.name})" for g in scenario.cluster.nodes
     ]
     bundles = traffic.slack[4 * cluster.gpus :]
+    if isinstance(cluster, GraphCluster):
+        return {"GPUs": ", ".join(groups), **_graph(scenario, cluster, bundles)}
     return {
         "GPUs": ", ".join(groups),
         "fabric": f"{fabric.name}: {fabric.type}, {fabric.tiers} tier(s), {fabric.routing} routing",
         "link": f"{format_rate(fabric.link)} a NIC port, one direction",
         "oversubscription": ", ".join(f"{ratio:g}:1" for ratio in fabric.oversubscription) or "none (one tier)",
         "bundles that can bind": f"{int((~bundles).sum()):,} of {bundles.size:,}",
+    }
+
+
+def _graph(scenario: Scenario, cluster: GraphCluster, slack: NDArray[np.bool_]) -> Section:
+    """A fabric of one's own. slack: (links of the graph,) bool."""
+    fabric, own = cluster.fabric, cluster.own
+    network = own.network
+    slow, fast = float(own.capacity.min(initial=np.inf)), float(own.capacity.max(initial=0.0))
+    tight = np.flatnonzero(~slack)
+    named = ", ".join(own.names[link] for link in tight[:_NAMED])
+    return {
+        "fabric": f"{fabric.name}: graph, {fabric.routing} routing",
+        "graph": f"{own.file or 'a networkx object'}: {len(network.vertices):,} vertices, {own.links:,} links, each one way",
+        "links": f"{format_rate(slow)} to {format_rate(fast)}" if slow < fast else format_rate(fast),
+        "NIC": f"{format_rate(float(cluster.nic.max() / fabric.efficiency))} of one GPU, one direction",
+        "links that can bind": f"{tight.size:,} of {slack.size:,}"
+        + (f": {named}{', ...' if tight.size > _NAMED else ''}" if named else ""),
     }
 
 

@@ -101,7 +101,11 @@ def _advice(traffic: Traffic, classes: int, how: str) -> str:
             f"{odd:,} links run below their rate, and each gives its peers a pace of their own: fewer of them fold better."
         )
     binding = bool(np.any(~traffic.slack[4 * cluster.gpus :]))
-    if binding and not traffic.aligned:
+    if binding and fabric.type == "graph":
+        tight = np.flatnonzero(~traffic.slack[4 * cluster.gpus :]) + 4 * cluster.gpus
+        named = ", ".join(cluster.link_name(int(link)) for link in tight[:3])
+        lines.append(f"{tight.size:,} links of the graph can bind ({named}, ...), and are wired alike for few GPUs.")
+    elif binding and not traffic.aligned:
         pod = int(np.bincount(cluster.pod(gpus)).max())
         per_stage = traffic.ranks // (int(traffic.stage.max()) + 1)
         nearest = max(pod, per_stage // pod * pod)

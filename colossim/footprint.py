@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.cluster import NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, Routes
+from colossim.cluster import NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster, GraphRoutes, Routes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[Any]
@@ -136,6 +136,10 @@ class Edges:
     def message(self, group: Ints, src: Ints, dst: Ints, routes: Routes) -> NDArray[np.bool_]:
         """Books bundles and relays of edges outside the node; returns which edges leave by their own NIC."""
         cluster = self.cluster
+        if isinstance(cluster, GraphCluster) and isinstance(routes, GraphRoutes):
+            cluster.book(group, routes, self.add)
+            outside: NDArray[np.bool_] = routes.level > 0
+            return outside
         gpus = cluster.gpus
         relayed = (routes.exit_gpu != src) & (routes.level > 0)
         if relayed.any():

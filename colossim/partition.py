@@ -20,8 +20,8 @@ from colossim.traffic import BOUNDARY_CHANNELS, Traffic
 
 Hashes = NDArray[np.uint64]
 
-#: Weights enter hashes as whole multiples of 2^-20, so that sums are exact.
-_PER_UNIT = 2.0**20
+#: Weights enter hashes as whole multiples of 2^-36, so that sums are exact, and parts of messages that differ stay apart.
+_PER_UNIT = 2.0**36
 #: Odd factors that keep link kinds and roles apart in sums of hashes.
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], np.uint64)
 

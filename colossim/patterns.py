@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
+from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster
 from colossim.footprint import LEVELS, Edges, Floats, Flows, Footprint, Ints, Runs
 
 
@@ -203,7 +203,7 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     forwarding = fabric.type == "rail-optimized" and fabric.rails == "forward"
     alike = _same_rails(cluster, runs, flat, n)
     forwards = alike & forwarding
-    looked_up = ~alike & forwarding
+    looked_up = np.full(groups, True) if isinstance(cluster, GraphCluster) else ~alike & forwarding
     q = np.repeat(runs.size, runs.size)
     pxn = np.repeat(forwards & (runs.count > 1), n)
     nvlink = np.where(pxn, (q - 1) * n / q, q - 1).astype(np.float64)
@@ -236,9 +236,12 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
                 used = weight > 0
                 edges.add(whose[used], cluster.bundle_offset(level, downward) + bundle[used], weight[used])
     leaves = into.copy()
+    far = (edges.crossings > 0).sum(axis=0)
+    switches = np.where(runs.count > 1, 2 * far + 1, 0) * fabric.hop_latency
     if looked_up.any():
         leaves[flat[by_lookup]] = 0.0
-        leaves += _each_message(cluster, edges, members, np.flatnonzero(looked_up))
+        leaving, longest = _each_message(cluster, edges, members, np.flatnonzero(looked_up))
+        leaves, switches = leaves + leaving, np.where(looked_up, longest, switches)
     flows: Flows | None = edges.flows()
     if edges.pinned:
         # Counts by place don't say which flow goes where.
@@ -249,9 +252,7 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
             flows = Flows.joined([edges.flows(), messages.flows()])
         else:
             flows = None
-    far = (edges.crossings > 0).sum(axis=0)
     start = np.arange(groups) * n
-    switches = np.where(runs.count > 1, 2 * far + 1, 0)
     columns = {NVLINK_OUT: out, NVLINK_IN: out.copy(), NIC_OUT: leaves, NIC_IN: into}
     group_rows, link_rows, weight_rows = edges.rows()
     if looked_up.any():
@@ -273,7 +274,7 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
         nodes=runs.count,
         nvlink_steps=np.where(runs.count > 1, 0.0, 1.0),
         network_steps=np.where(runs.count > 1, 1.0, 0.0),
-        switches=switches * fabric.hop_latency,
+        switches=switches,
         nvlink_weight=np.maximum.reduceat(nvlink, start),
         nic_weight=np.maximum.reduceat(nic, start),
         crossings=edges.crossings,
@@ -296,25 +297,32 @@ def _same_rails(cluster: Cluster, runs: Runs, flat: Ints, n: int) -> NDArray[np.
     return np.asarray(np.logical_and.reduceat(alike, runs.first) | (runs.count == 1))
 
 
-def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) -> Floats:
-    """Books the routes of all messages of some groups, some groups at a time; (gpus,) messages that leave by the own NIC."""
+def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) -> tuple[Floats, Floats]:
+    """Books the routes of all messages of some groups, some groups at a time.
+
+    Returns (gpus,) messages that leave by the own NIC, and (groups,) s in switches of the farthest one.
+    """
     n = members.shape[1]
     sender, receiver = (index.ravel() for index in np.indices((n, n)))
-    leaving = np.zeros(cluster.gpus)
-    together = max(1, _PAIRS_AT_ONCE // (n * n))
+    leaving, longest = np.zeros(cluster.gpus), np.zeros(members.shape[0])
+    together = max(1, _PAIRS_AT_ONCE // (n * n) // (_LINKS_A_WAY if isinstance(cluster, GraphCluster) else 1))
     for begin in range(0, which.size, together):
         some = which[begin : begin + together]
         src, dst = members[some][:, sender].ravel(), members[some][:, receiver].ravel()
         group = np.repeat(some, n * n)
         outside = cluster.gpu_node[src] != cluster.gpu_node[dst]
         src, dst, group = src[outside], dst[outside], group[outside]
-        own = edges.message(group, src, dst, cluster.routes(src, dst))
+        routes = cluster.routes(src, dst)
+        own = edges.message(group, src, dst, routes)
         leaving += np.bincount(src[own], minlength=cluster.gpus)
-    return leaving
+        np.maximum.at(longest, group, routes.latency)
+    return leaving, longest
 
 
 #: Messages looked up at once, so that a large job needs no more memory for them than for its ranks.
 _PAIRS_AT_ONCE = 2_000_000
+#: Links of a graph that a message is spread over, about.
+_LINKS_A_WAY = 16
 #: Messages of all-to-alls that are told apart one by one where routing pins them; more of them average out.
 _MOST_FLOWS = 8_000_000
 #: (group, bundle, messages up, messages down) of each bundle that a group touches

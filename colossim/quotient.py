@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from colossim.footprint import LEVELS, Floats, Ints, Shape
+from colossim.footprint import Floats, Ints, Shape
 from colossim.partition import Partition, firsts
 from colossim.traffic import BOUNDARY_CHANNELS, Channel, Traffic
 
@@ -32,12 +32,16 @@ class GroupClass:
 
 @dataclass(frozen=True)
 class LinkClass:
-    """Links that behave alike. kind: a name of LINK_KINDS.  capacity: bytes/s of one.  first: the lowest link."""
+    """Links that behave alike. kind: a name of LINK_KINDS.  capacity: bytes/s of one.  first: the lowest link.
+
+    name: that of the lowest link, where links have names.
+    """
 
     kind: str
     count: int
     capacity: float
     first: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def quotient(traffic: Traffic, partition: Partition) -> Quotient:
     link_first = seen[firsts(partition.link[seen])]
     link_count = np.bincount(partition.link[seen])
     links = tuple(
-        LinkClass(cluster.link_kind_name(int(f)), int(c), float(traffic.capacity[f]), int(f))
+        LinkClass(cluster.link_kind_name(int(f)), int(c), float(traffic.capacity[f]), int(f), cluster.link_name(int(f)))
         for f, c in zip(link_first, link_count, strict=True)
     )
     passive = _passive_links(traffic, partition)
@@ -121,13 +125,11 @@ def _passive_links(traffic: Traffic, partition: Partition) -> tuple[LinkClass, .
     """Bundles that the partition leaves out, a class a level and direction."""
     cluster = traffic.cluster
     classes = []
-    for level in LEVELS:
-        for down in (False, True):
-            first, size = cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size
-            out = first + np.flatnonzero(partition.link[first : first + size] < 0)
-            if out.size:
-                mean = float(traffic.capacity[out].mean())
-                classes.append(LinkClass(cluster.link_kind_name(first), int(out.size), mean, int(out[0])))
+    for _, first, size in cluster.tiers:
+        out = first + np.flatnonzero(partition.link[first : first + size] < 0)
+        if out.size:
+            mean = float(traffic.capacity[out].mean())
+            classes.append(LinkClass(cluster.link_kind_name(first), int(out.size), mean, int(out[0])))
     return tuple(classes)
 
 
@@ -140,12 +142,7 @@ def _passive_weights(
     classes = int(colours.max()) + 1
     columns = []
     for link_class in passive:
-        level, first, size = next(
-            (level, cluster.bundle_offset(level, down), cluster.bundle_capacity(level).size)
-            for level in LEVELS
-            for down in (False, True)
-            if 0 <= link_class.first - cluster.bundle_offset(level, down) < cluster.bundle_capacity(level).size
-        )
+        level, first, size = next(tier for tier in cluster.tiers if 0 <= link_class.first - tier[1] < tier[2])
         if cluster.can_bind(level):
             here = (footprint.link >= first) & (footprint.link < first + size)
             here[here] = partition.link[footprint.link[here]] < 0
@@ -249,14 +246,9 @@ def with_worst_bundles(traffic: Traffic, partition: Partition) -> Quotient:
         sums.append((key // total, key % total, weight))
         np.add.at(loads, key % total, weight)
     pressure = loads / traffic.capacity
-    tiers = [
-        (traffic.cluster.bundle_offset(level, down), traffic.cluster.bundle_capacity(level).size)
-        for level in LEVELS
-        for down in (False, True)
-    ]
     chosen: set[int] = set()
     for classes, link, _ in sums:
-        for first, size in tiers:
+        for _, first, size in traffic.cluster.tiers:
             inside = (link >= first) & (link < first + size)
             if inside.any():
                 order = np.lexsort((-link[inside], pressure[link[inside]], classes[inside]))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim import patterns, trees
-from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
+from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster
 from colossim.footprint import LEVELS, Floats, Footprint, Ints
 from colossim.nccl import CAN
 from colossim.scenario.derive import Plan
@@ -137,6 +137,7 @@ def describe(channel: Channel, cluster: Cluster, ranks: int) -> str:
             ("spine", bool(footprint.crossings[0].any())),
             ("core", bool(footprint.crossings[1].any())),
             ("top tier", bool(footprint.crossings[2].any())),
+            ("the graph", isinstance(cluster, GraphCluster) and bool(np.any(footprint.link >= 4 * cluster.gpus))),
         )
         if used
     ]
@@ -237,6 +238,8 @@ def _slack(cluster: Cluster, channels: list[Channel], capacity: Floats) -> NDArr
     Only NIC capacities are summed, never those of other bundles: a link that may itself be pruned proves nothing.
     The margin of 1e-9 is for the rounding of the sum.
     """
+    if isinstance(cluster, GraphCluster):
+        return cluster.slack()
     slack = np.zeros(cluster.links, dtype=bool)
     gpus = np.arange(cluster.gpus)
     for level in LEVELS:

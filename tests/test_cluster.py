@@ -72,6 +72,7 @@ def test_links_are_numbered_kind_by_kind():
     assert counts == {
         "nvlink-out": gpus, "nvlink-in": gpus, "nic-out": gpus, "nic-in": gpus,
         "leaf-up": 24, "leaf-down": 24, "block-up": 3, "block-down": 3, "zone-up": 0, "zone-down": 0,
+        "fabric": 0,
     }  # fmt: skip
     assert kinds == sorted(kinds, key=LINK_KINDS.index)
     assert built.capacity().size == built.links

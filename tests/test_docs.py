@@ -11,7 +11,7 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = sorted(path for path in DOCS.glob("*.md") if "```python" in path.read_text())
+PAGES = sorted(path for path in DOCS.glob("*.md") if "```text" in path.read_text())
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)

@@ -40,6 +40,14 @@ def _without_required(*fields: str) -> Callable[[dict[str, Any]], None]:
     return relax
 
 
+def _required_unless_graph(schema: dict[str, Any]) -> None:
+    """Tells JSON Schema which fields of a fabric a graph says by itself."""
+    of_switches = [name for name in ("link", "switch_ports") if name in schema["required"]]
+    schema["required"] = [name for name in schema["required"] if name not in of_switches]
+    graph = {"properties": {"type": {"const": "graph", "description": "how nodes meet"}}, "required": ["type"]}
+    schema.update({"if": graph, "then": {"required": ["graph"]}, "else": {"required": of_switches}})
+
+
 class Facts(BaseModel):
     """Strict, frozen, and nothing that isn't declared."""
 
@@ -138,15 +146,27 @@ class NodeType(Entry):
     network: NetworkCurve = Field(description="what collectives over the network sustain")
     nvls: NvlsCurve | None = Field(default=None, description="what its NVSwitch reduces; null where it can't")
     overhead_power: Watts = Field(description="W of CPUs, NICs, fans: all that isn't a GPU")
+    topology: str | None = Field(
+        default=None,
+        description="file of NCCL's topology dump, relative to the scenario, which then says `gpus` and `nic`",
+    )
+
+
+#: A rate that limits nothing.
+UNLIMITED = 1e30
 
 
 class Fabric(Entry):
     """What joins the nodes."""
 
-    type: Literal["rail-optimized", "fat-tree", "single-switch", "graph"] = Field(description="how nodes meet")
+    model_config = ConfigDict(json_schema_extra=_required_unless_graph)
+
+    type: Literal["rail-optimized", "fat-tree", "single-switch", "graph"] = Field(
+        description="how nodes meet; graph: as the vertices and edges of `graph` say"
+    )
     tiers: Annotated[int, Field(ge=1, le=4)] = Field(default=2, description="leaf, spine, core, top")
-    link: Rate = Field(description="bytes/s of one NIC port, one direction")
-    switch_ports: Positive = Field(description="ports of `link` speed on one switch")
+    link: Rate = Field(description="bytes/s of one NIC port, one direction; on a graph the NIC's own rate when absent")
+    switch_ports: Positive = Field(description="ports of `link` speed on one switch; not on a graph")
     nodes_per_pod: Positive = Field(default=1, description="nodes that share their leaf switches")
     pods_per_block: Positive = Field(default=1, description="pods that share their spines")
     blocks_per_zone: Positive = Field(default=64, description="blocks that share their cores (4 tiers)")
@@ -162,7 +182,9 @@ class Fabric(Entry):
         default="adaptive", description="how flows choose among equal paths"
     )
     paths_per_flow: Positive = Field(default=1, description="queue pairs a flow is hashed over (ecmp)")
-    hop_latency: Seconds = Field(default="600 ns", validate_default=True, description="s of one switch")
+    hop_latency: Seconds = Field(
+        default="600 ns", validate_default=True, description="s of one switch; of a graph's edge that says none"
+    )
     efficiency: SomeShare = Field(
         default="100 %",
         validate_default=True,
@@ -170,7 +192,18 @@ class Fabric(Entry):
     )
     sharp: bool = Field(default=False, description="whether its switches reduce (SHARP), for `collnet`")
     planes: Positive = Field(default=1, description="independent copies of the switches, each with 1/planes of a NIC")
-    graph: str | None = Field(default=None, description="file of a networkx graph (type: graph)")
+    graph: str | None = Field(
+        default=None,
+        description="file of a networkx graph (.graphml, .gexf, .json), relative to the scenario (type: graph)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_graph(cls, data: Any) -> Any:
+        """A graph's edges say what switches and ports would."""
+        if isinstance(data, dict) and data.get("type") == "graph":
+            return {"link": f"{UNLIMITED:g} B/s", "switch_ports": 1, **data}
+        return data
 
     @field_validator("oversubscription")
     @classmethod

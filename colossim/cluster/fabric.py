@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from colossim.catalog.types import Fabric, NodeType
+from colossim.cluster.graph_cluster import GraphCluster
+from colossim.cluster.own import OwnFabric, check_connected, own_fabric
 from colossim.cluster.topology import Cluster, nics_below_a_leaf, rails_with_gpus
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.schema import ClusterSpec
 
 
 def build_cluster(spec: ClusterSpec) -> Cluster:
-    """The cluster of a specification. Raises ScenarioError if its switches can't wire it, naming what would."""
+    """The cluster of a specification. Raises ScenarioError if its switches can't wire it, naming what would.
+
+    On a graph: ScenarioError with all that is wrong with it, SimulationError if it is partitioned.
+    """
     types: list[NodeType] = []
     for group in spec.nodes:
         if group.type not in types:
@@ -30,7 +36,11 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
     fabric = spec.fabric
     nic = np.array([min(t.nic, fabric.link) * fabric.efficiency for t in types])[gpu_type]
     nvlink = np.array([t.gpu.nvlink for t in types])[gpu_type]
-    problems = _wiring(fabric, types, int(node_type.size), gpus)
+    own = None
+    if fabric.type == "graph":
+        own, problems = _graph(spec, sizes.tolist())
+    else:
+        problems = _wiring(fabric, types, int(node_type.size), gpus)
     for i, weak in enumerate(spec.degraded):
         here = f"cluster.degraded.{i}"
         if weak.node >= node_type.size:
@@ -45,7 +55,7 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
             (nic if weak.link == "nic" else nvlink)[first_gpu[weak.node] + weak.gpu] *= weak.rate
     if problems:
         raise ScenarioError(problems)
-    return Cluster(
+    cluster = Cluster(
         node_types=tuple(types),
         fabric=fabric,
         node_type=node_type,
@@ -57,6 +67,20 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
         nvlink=nvlink,
         nic=nic,
     )
+    if own is None:
+        return cluster
+    check_connected(own)
+    return GraphCluster.of(cluster, own)
+
+
+def _graph(spec: ClusterSpec, gpus_per_node: list[int]) -> tuple[OwnFabric | None, list[Problem]]:
+    """The fabric of the graph that the specification names or holds, or all that is wrong with it."""
+    try:
+        own = own_fabric(spec.graph, gpus_per_node, latency=spec.fabric.hop_latency, connected=False)
+        return own, []
+    except ScenarioError as error:
+        # The field's place in the scenario comes first, the graph's file and line are said behind it.
+        return None, [Problem(p.field, str(replace(p, field=""))) for p in error.problems]
 
 
 def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> list[Problem]:

@@ -30,10 +30,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[Any]
 
 NVLINK_OUT, NVLINK_IN, NIC_OUT, NIC_IN = range(4)
-#: Kinds of links, in the order in which they are numbered: four a GPU, then the fabric's bundles by level.
+#: Kinds of links, in the order in which they are numbered: four a GPU, then the fabric's bundles by level, or a graph's links.
 LINK_KINDS = (
     "nvlink-out", "nvlink-in", "nic-out", "nic-in",
     "leaf-up", "leaf-down", "block-up", "block-down", "zone-up", "zone-down",
+    "fabric",
 )  # fmt: skip
 
 
@@ -196,7 +197,7 @@ class Cluster:
     def link_kinds(self) -> NDArray[np.int8]:
         """(links,) index into LINK_KINDS."""
         sizes = [self.gpus] * 4 + [bundle.size for bundle in self._bundles for _ in range(2)]
-        return np.repeat(np.arange(len(LINK_KINDS), dtype=np.int8), sizes)
+        return np.repeat(np.arange(len(sizes), dtype=np.int8), sizes)
 
     def link_kind_name(self, link: int) -> str:
         """Name of LINK_KINDS of a link."""
@@ -207,6 +208,19 @@ class Cluster:
                 if 0 <= link - self.bundle_offset(level, down) < self._bundles[level - 1].size:
                     return LINK_KINDS[2 + 2 * level + int(down)]
         raise IndexError(f"link {link} of {self.links}")
+
+    def link_name(self, link: int) -> str:
+        """A name that the link alone has; none where links are many of a kind."""
+        return ""
+
+    @property
+    def tiers(self) -> tuple[tuple[int, int, int], ...]:
+        """(level, first link, links) of the fabric, for each level and direction."""
+        return tuple(
+            (level, self.bundle_offset(level, down), self.bundle_capacity(level).size)
+            for level in (1, 2, 3)
+            for down in (False, True)
+        )
 
     # -- routes ------------------------------------------------------------------------------------------------------
     def routes(self, src: Ints, dst: Ints) -> Routes:

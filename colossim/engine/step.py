@@ -245,7 +245,7 @@ def _link_use(
         times, rate = _step_function([(log_of(group), weight) for group, weight in groups], step_time)
         # What overlap hides is in the bytes alone: a link is busy for as long as they take, at least.
         busy = max(busy, float(np.sum(np.diff(times)[rate > 0])))
-    name = link.kind.replace("-", " ").replace("nic", "NIC").replace("nvlink", "NVLink")
+    name = link.name or link.kind.replace("-", " ").replace("nic", "NIC").replace("nvlink", "NVLink")
     return LinkUse(name, link.kind, link.count, link.capacity, carried, busy, times, rate)
 
 

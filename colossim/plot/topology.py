@@ -21,7 +21,7 @@ _SHADE = {
     "core": "#efb873",
     "top": "#f5cf9a",
 }
-#: What one and several of a kind are called.
+#: What one and several of a kind are called; a graph's own words stand for themselves.
 _CALLED = {
     "gpu": ("GPU", "GPUs"),
     "nvswitch": ("node", "nodes"),
@@ -48,10 +48,10 @@ def topology(cluster: Cluster, ax: Axes | None = None) -> Axes:
             _line(ax, places[low], places[high], label, data["kind"].startswith("nvlink"))
     for name, data in graph.nodes(data=True):
         x, y = places[name]
-        ax.plot(
-            [x], [y], "o", color=_SHADE[data["kind"]], markersize=20, markeredgecolor="#333333", markeredgewidth=0.6
-        )
-        called = _CALLED[data["kind"]][data["count"] != 1]
+        shade = _SHADE.get(data["kind"], "#b08968")
+        ax.plot([x], [y], "o", color=shade, markersize=20, markeredgecolor="#333333", markeredgewidth=0.6)
+        own = cluster.fabric.type == "graph" and data["layer"] > 1
+        called = f"x {data['kind']}" if own else _CALLED[data["kind"]][data["count"] != 1]
         words = " ".join(part for part in (f"{data['count']:,}", data.get("type", ""), called) if part)
         _label(ax, (x, y), words, 14, left=data["kind"] == "nvswitch" and x < 0, fontsize=9)
     ax.set_xlim(min(x for x, _ in places.values()) - 2.0, max(x for x, _ in places.values()) + 2.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +190,8 @@ def _figures(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, flo
             yield f"{above}{name}", value
 
 
+#: Stands in the name of every link of a graph.
+ARROW = " -> "
 #: Above this many link classes those of a kind are one entry.
 _FEW = 64
 
@@ -198,17 +200,23 @@ def _links(record: StepRecord) -> dict[str, dict[str, float]]:
     """Link classes by name; those of one name are numbered.
 
     When they are many, those of a name and capacity are one entry (mean bytes, busiest share), and if these are still
-    many, those of a name (least capacity).
+    many, those of a name (least capacity). Links of a graph, of which each has its own name, are then one entry `fabric`.
     """
     groups: list[list[LinkUse]] = []
-    for key in (lambda use: id(use), lambda use: (use.name, use.capacity), lambda use: use.name):
+    keys: tuple[Callable[[LinkUse], Any], ...] = (
+        id,
+        lambda use: (use.name, use.capacity),
+        lambda use: use.name,
+        lambda use: use.kind,
+    )
+    for key in keys:
         joined: dict[Any, list[LinkUse]] = {}
         for use in record.links:
             joined.setdefault(key(use), []).append(use)
         groups = list(joined.values())
         if len(groups) <= _FEW:
             break
-    names = [uses[0].name for uses in groups]
+    names = [uses[0].name if len({use.name for use in uses}) == 1 else uses[0].kind for uses in groups]
     total = Counter(names)
     seen: Counter[str] = Counter()
     entries = {}
@@ -239,6 +247,11 @@ _CALLED = {
 }
 
 
+def kind_of(name: str) -> str:
+    """The name of a link class without its number; a link of a graph keeps its own, `leaf0 -> spine1`."""
+    return name if ARROW in name else name.rstrip("0123456789 ")
+
+
 def _bound(breakdown: dict[str, float], links: dict[str, dict[str, float]], step: float) -> str:
     """One sentence: where the step goes, and which links are busiest."""
     order = sorted(breakdown, key=lambda name: -breakdown[name])
@@ -249,6 +262,5 @@ def _bound(breakdown: dict[str, float], links: dict[str, dict[str, float]], step
     sentence = ", ".join(shares)
     if load:
         busiest = max(load, key=lambda name: load[name])
-        kind = busiest.rstrip("0123456789 ")
-        sentence += f"; the most loaded link ({kind}) carries {100 * load[busiest]:.0f} % of what it could"
+        sentence += f"; the most loaded link ({kind_of(busiest)}) carries {100 * load[busiest]:.0f} % of what it could"
     return sentence

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from colossim.engine.record import LABEL
+from colossim.result.result import ARROW, kind_of
 from colossim.units import (
     format_compute,
     format_count,
@@ -153,22 +154,32 @@ def _links(result: Result) -> Any:
 
 
 def by_kind(links: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Link classes of a kind and capacity as one row: the busiest one's figures, all their links."""
+    """Link classes of a kind and capacity as one row: the busiest one's figures, all their links.
+
+    Links of a graph are a kind; its row has the name of the busiest one.
+    """
     rows: dict[tuple[str, float], dict[str, float]] = {}
+    busiest: dict[tuple[str, float], str] = {}
     for name, link in links.items():
-        key = (name.rstrip("0123456789 "), link["capacity_Bps"])
+        key = (ARROW if ARROW in name else kind_of(name), link["capacity_Bps"])
         known = rows.get(key)
         if known is None:
             rows[key] = dict(link)
+            busiest[key] = name
             continue
         count = known["count"] + link["count"]
         if link["bytes_per_step"] > known["bytes_per_step"]:
             known.update(link)
+            busiest[key] = name
         known["count"] = count
     names = [kind for kind, _ in rows]
     return {
-        kind if names.count(kind) == 1 else f"{kind} ({format_rate(capacity)})": row
-        for (kind, capacity), row in rows.items()
+        busiest[key]
+        if key[0] == ARROW
+        else key[0]
+        if names.count(key[0]) == 1
+        else f"{key[0]} ({format_rate(key[1])})": row
+        for key, row in rows.items()
     }
 
 

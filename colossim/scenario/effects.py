@@ -5,6 +5,11 @@ from __future__ import annotations
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
 
+#: Fields of a fabric that say how switches are wired.
+_NOT_OF_GRAPHS = (
+    "tiers", "switch_ports", "nodes_per_pod", "pods_per_block", "blocks_per_zone", "oversubscription", "rails", "planes",
+)  # fmt: skip
+
 
 def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
     """Notes on keys that the user wrote and that changed nothing, such as "`run.seed` had no effect: ..."."""
@@ -80,4 +85,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         ("run.seed", True, "nothing is drawn at random in this run"),
     ]
+    if fabric.type == "graph":
+        of_all = ("cluster.fabric.paths_per_flow",)
+        silent = [row for row in silent if not row[0].startswith("cluster.fabric.") or row[0] in of_all]
+        silent += [(f"cluster.fabric.{name}", True, "the graph says how nodes meet") for name in _NOT_OF_GRAPHS]
+        silent.append(("cluster.fabric.sharp", fabric.sharp, "a graph's switches don't reduce"))
+    else:
+        silent.append(("cluster.fabric.graph", True, f"only a fabric of type graph has one, not {fabric.type}"))
     return [f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)]

@@ -18,6 +18,7 @@ from colossim.catalog import KINDS, Extra, entry, read_extra
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.derive import derive
 from colossim.scenario.fields import wrong_path
+from colossim.scenario.files import find_graph, with_dumps
 from colossim.scenario.messages import Place, place_of, translated
 from colossim.scenario.schema import LATER_KEYS, LATER_VALUES, Scenario
 from colossim.shipped import scenario_path
@@ -116,6 +117,7 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
             continue
         value = _changed(value, tuple(path.split(".")), changed, place, keys, places, problems)
     extra = _extra(value, file, problems, places)
+    value = with_dumps(value, file, extra, problems, places)
     broken_entries = bool(problems)
     problems += _later(value, places, keys)
     later = {problem.field for problem in problems}
@@ -131,6 +133,7 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
         problems += _rules_beside(value, error, extra, places)
     if scenario is not None:
         scenario._marks.update({dotted(path): place for path, place in places.items()})
+        find_graph(scenario, file)
         problems += [p for p in _later_in_entries(scenario) if p.field not in later]
         problems += _variant_problems(scenario, places)
         problems += _rules(scenario)
@@ -190,6 +193,7 @@ def _rules_beside(
     except pydantic.ValidationError:
         return ()
     scenario._marks.update({dotted(path): place for path, place in places.items()})
+    find_graph(scenario, "")
     return _rules(scenario)
 
 

@@ -26,6 +26,7 @@ def check(scenario: Scenario, report: Report) -> None:
     """All rules that don't need the number of replicas."""
     job = scenario.job
     _check_size(scenario, report)
+    _check_fabric(scenario, report)
     _check_model(job, report)
     _check_tensor(job, report)
     _check_stages(job, report)
@@ -51,6 +52,16 @@ def _check_size(scenario: Scenario, report: Report) -> None:
                 "job.precision",
                 f"{precision}: the {gpu.name} of cluster.nodes.{index} has {', '.join(known)}",
             )
+
+
+def _check_fabric(scenario: Scenario, report: Report) -> None:
+    fabric = scenario.cluster.fabric
+    if fabric.type != "graph":
+        return
+    if scenario.cluster.graph is None:
+        report("cluster.fabric.graph", "is missing: the file of a networkx graph (.graphml, .gexf, .json)")
+    if fabric.routing != "adaptive":
+        report("cluster.fabric.routing", f"`{fabric.routing}` isn't available on a graph yet: use adaptive")
 
 
 def _check_model(job: JobSpec, report: Report) -> None:

@@ -38,7 +38,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
 }
 #: Values of the contract whose capability comes later.
 LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
-    ("cluster", "fabric", "type"): {"graph": "own fabrics"},
     ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
 }
 
@@ -68,6 +67,14 @@ class ClusterSpec(Facts):
     )
     degraded: tuple[Degraded, ...] = Field(default=(), description="links below their rate")
     pue: Ratio = Field(default=1.2, description="power of the site over power of its IT")
+
+    #: a networkx graph, or the path of its file; the fabric's own words where a scenario has no file
+    _graph: Any = PrivateAttr(default=None)
+
+    @property
+    def graph(self) -> Any:
+        """The graph of a fabric of that type: a networkx graph or the path of its file; None if there is none."""
+        return self._graph if self._graph is not None else self.fabric.graph
 
     @property
     def gpus(self) -> int:
