@@ -27,6 +27,7 @@ _WHERE = {
     "load_scenario": "colossim.scenario.reader",
     "load_variants": "colossim.scenario.variants",
     "simulate": "colossim.simulation",
+    "simulate_jobs": "colossim.jobs",
     "validate": "colossim.validation",
     "with_graph": "colossim.scenario.files",
 }
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from colossim import catalog, plot
     from colossim.cluster import build_cluster
     from colossim.errors import DoesNotFit, ScenarioError, SimulationError, TooManyClasses
+    from colossim.jobs import simulate_jobs
     from colossim.result.result import Result
     from colossim.scenario.files import with_graph
     from colossim.scenario.reader import load_scenario

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from colossim.cluster import Cluster, GraphCluster, build_cluster
 from colossim.errors import ScenarioError
+from colossim.jobs import stand
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, Scenario
-from colossim.simulation import library_of, stage_capacity, used_operations
+from colossim.simulation import library_of, place_job, stage_capacity, used_operations
 from colossim.traffic import Traffic, build_traffic, describe
 from colossim.units import format_count, format_rate, format_size
 from colossim.workload.build import build_programs
@@ -22,15 +23,26 @@ _NAMED = 4
 
 
 def explain(scenario: Scenario) -> dict[str, Section]:
-    """Sections of label and value: cluster, job, memory, who talks over what, notes.
+    """Sections of label and value: cluster, job, memory, who talks over what, notes; of several jobs each job's.
 
     Raises ScenarioError. A model that doesn't fit is explained, not raised.
     """
+    if scenario.jobs:
+        sections: dict[str, Section] = {}
+        for standing, i in zip(stand(scenario, fits=False), range(len(scenario.jobs)), strict=True):
+            own = _sections(scenario.alone(i), standing.laid.plan, standing.laid.cluster)
+            sections |= {title if title == "cluster" else f"{standing.name}: {title}": own[title] for title in own}
+        return sections
     try:
         plan = derive(scenario)
-        cluster = build_cluster(scenario.cluster)
+        cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
     except ScenarioError as error:
         raise scenario.located(error) from None
+    return _sections(scenario, plan, cluster)
+
+
+def _sections(scenario: Scenario, plan: Plan, cluster: Cluster) -> dict[str, Section]:
+    """One job's."""
     job = scenario.job
     operations = used_operations(build_programs(plan, job))
     traffic = build_traffic(cluster, plan, operations=operations, algorithms=library_of(cluster, job).able)

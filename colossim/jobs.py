@@ -54,8 +54,11 @@ class Standing:
     cluster: Cluster
 
 
-def stand(scenario: Scenario) -> list[Standing]:
-    """Wires the cluster and puts all jobs on it. Raises ScenarioError (located) and DoesNotFit."""
+def stand(scenario: Scenario, *, fits: bool = True) -> list[Standing]:
+    """Wires the cluster and puts all jobs on it. fits: whether jobs that GPUs can't hold are refused.
+
+    Raises ScenarioError (located) and DoesNotFit.
+    """
     views = [scenario.alone(i) for i in range(len(scenario.jobs))]
     try:
         bare = build_cluster(scenario.cluster)
@@ -69,7 +72,8 @@ def stand(scenario: Scenario) -> list[Standing]:
     for job, view, plan, own in zip(scenario.jobs, views, plans, nodes, strict=True):
         # Alone it stands on the same nodes, which are then the first.
         alone = cluster.placed(_first(own, cluster.nodes))
-        check_memory(view, plan, alone)
+        if fits:
+            check_memory(view, plan, alone)
         programs = build_programs(plan, view.job)
         library = library_of(cluster, view.job)
         share = Share(plan, first, used_operations(programs), library.able)

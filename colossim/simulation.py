@@ -27,13 +27,13 @@ from colossim.engine.chunked_step import (
 )
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
-from colossim.errors import DoesNotFit, ScenarioError, SimulationError
+from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
 from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
 from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
-from colossim.scenario.schema import JobSpec, Scenario
+from colossim.scenario.schema import JobSpec, NamedJob, Scenario
 from colossim.segments import Compiler, Leg
 from colossim.traffic import Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
@@ -123,7 +123,8 @@ def place_job(cluster: Cluster, plan: Plan, scenario: Scenario) -> Cluster:
     if scenario.job.placement == "packed":
         return cluster
     sizes = np.array([t.gpus for t in cluster.node_types])[cluster.node_type]
-    (own,) = place([Wish("", plan.world, scenario.job.placement, "job.placement")], sizes, scenario.run.seed)
+    name = scenario.job.name if isinstance(scenario.job, NamedJob) else ""
+    (own,) = place([Wish(name, plan.world, scenario.job.placement, "job.placement")], sizes, scenario.run.seed)
     rest = np.ones(cluster.nodes, dtype=bool)
     rest[own] = False
     return cluster.placed(np.concatenate([own, np.flatnonzero(rest)]))
@@ -225,6 +226,8 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
     progress: called with what is being done and the share of it that is done.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     """
+    if scenario.jobs:
+        raise ScenarioError([Problem("jobs", "are several: simulate_jobs plays them")])
     began = time.perf_counter()
     try:
         with np.errstate(over="raise"):

@@ -41,6 +41,7 @@ STAIRS = [
         ("batch", "simulation"),
         ("jobs", "simulation"),
         ("batch", "jobs"),
+        ("explain", "jobs"),
         ("measured", "alone"),
         ("options", "alone"),
         *[("cli_collectives", "words"), ("cli", "words"), ("cli", "cli_collectives")],

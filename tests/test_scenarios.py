@@ -35,7 +35,9 @@ def label(name, variant):
     return name if variant.label == name else f"{name}: {variant.label}"
 
 
-VARIANTS = {label(name, variant): (name, variant) for name in scenario_names() for variant in load_variants(name)}
+ALL = {label(name, variant): (name, variant) for name in scenario_names() for variant in load_variants(name)}
+#: Those of one job; the others are in test_jobs.py.
+VARIANTS = {key: item for key, item in ALL.items() if not item[1].scenario.jobs}
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
         found = [p for p in translated(error, Scenario, value, keys, places) if p.field not in later]
         if "jobs" in value:
             # What is wrong with the first of several jobs is told where it stands.
-            found = [p for p in found if p.field != "job" and not p.field.startswith("job.")]
+            found = [p for p in found if p.field or "`job." not in p.message]
         problems += [p for p in found if not (broken_entries and "in its catalogue entry" in p.message)]
         problems += _rules_beside(value, error, extra, places)
     if scenario is not None:
