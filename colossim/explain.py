@@ -10,7 +10,7 @@ from colossim.errors import ScenarioError
 from colossim.jobs import stand
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, Scenario
-from colossim.simulation import library_of, place_job, stage_capacity, used_operations
+from colossim.simulation import library_of, place_job, stage_capacity, storage_tiers, used_operations
 from colossim.traffic import Traffic, build_traffic, describe
 from colossim.units import format_count, format_rate, format_size
 from colossim.workload.build import build_programs
@@ -45,7 +45,8 @@ def _sections(scenario: Scenario, plan: Plan, cluster: Cluster) -> dict[str, Sec
     """One job's."""
     job = scenario.job
     operations = used_operations(build_programs(plan, job))
-    traffic = build_traffic(cluster, plan, operations=operations, algorithms=library_of(cluster, job).able)
+    able, tiers = library_of(cluster, job).able, storage_tiers(scenario)
+    traffic = build_traffic(cluster, plan, operations=operations, algorithms=able, storage_tiers=tiers)
     sections = {
         "cluster": _cluster(scenario, cluster, traffic),
         "job": _job(job, plan),

@@ -33,7 +33,9 @@ from colossim.simulation import (
     pinned_assumptions,
     play_step,
     result_of,
+    storage_tiers,
     used_operations,
+    writes_of,
 )
 from colossim.traffic import Share, join_traffic
 from colossim.workload.build import build_programs
@@ -77,7 +79,14 @@ def stand(scenario: Scenario, *, fits: bool = True) -> list[Standing]:
         programs = build_programs(plan, view.job)
         library = library_of(cluster, view.job)
         share = Share(plan, first, used_operations(programs), library.able)
-        laid = LaidOut(view, plan, alone, programs, join_traffic(alone, [replace(share, first=0)]), library)
+        laid = LaidOut(
+            view,
+            plan,
+            alone,
+            programs,
+            join_traffic(alone, [replace(share, first=0)], storage_tiers(scenario)),
+            library,
+        )
         standings.append(Standing(job.name, laid, share, cluster))
         first += int(sizes[own].sum())
     return standings
@@ -162,7 +171,7 @@ def _together(
 ) -> tuple[list[float], int, list[str]]:
     """Mean seconds of each job's steps while all ran, rank classes played, and what the answer leaves out."""
     cluster = standings[0].cluster
-    traffic = join_traffic(cluster, [standing.share for standing in standings])
+    traffic = join_traffic(cluster, [standing.share for standing in standings], storage_tiers(scenario))
     quotient, pace = fold(traffic, scenario.run.fold, scenario.run.seed)
     slowest = max(alone)
     steps = [min(MOST_STEPS, 1 + int(np.ceil(STEPS * slowest / seconds))) for seconds in alone]
@@ -185,7 +194,12 @@ def _together(
         before += laid.plan.pipeline
     overlap = standings[0].laid.scenario.job.software.overlap
     play(
-        quotient, legs, tuple(node.name for node in cluster.node_types), (overlap.compute, overlap.transfer), None, pace
+        quotient,
+        legs,
+        tuple(node.name for node in cluster.node_types),
+        (overlap.compute, overlap.transfer),
+        pace=pace,
+        writes=writes_of(scenario),
     )
     ends = [[0.0, *(float(gate.time or 0.0) for gate in job)] for job in gates]
     # Until here all jobs were running.

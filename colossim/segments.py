@@ -21,6 +21,7 @@ import numpy as np
 from colossim.collective import Library, Timing
 from colossim.footprint import Shape
 from colossim.quotient import GroupClass, Quotient, RankClass
+from colossim.traffic import STORAGE
 from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
 
 #: Index into engine.record.CATEGORIES of what a channel's exposed time is called.
@@ -231,7 +232,7 @@ class Compiler:
         )
         # What a peer can start at any time: boundary transfers, and whatever crosses a GPU without asking it.
         self._always = quotient.foreign | {
-            i for i, (name, _) in enumerate(quotient.channels) if name in ("forward", "backward")
+            i for i, (name, _) in enumerate(quotient.channels) if name in ("forward", "backward", STORAGE)
         }
 
     # -- what a rank class sees --------------------------------------------------------------------------------------

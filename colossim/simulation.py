@@ -35,7 +35,7 @@ from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, NamedJob, Scenario
 from colossim.segments import Compiler, Leg
-from colossim.traffic import Traffic, build_traffic, stage_of_ranks
+from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
 from colossim.workload.build import build_programs
 from colossim.workload.kernels import kernel_time
@@ -114,8 +114,26 @@ def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
     programs = build_programs(plan, job)
     _tell(progress, "laying the job onto it", 0.05)
     library = library_of(cluster, job)
-    traffic = build_traffic(cluster, plan, operations=used_operations(programs), algorithms=library.able)
+    traffic = build_traffic(
+        cluster,
+        plan,
+        operations=used_operations(programs),
+        algorithms=library.able,
+        storage_tiers=storage_tiers(scenario),
+    )
     return LaidOut(scenario, plan, cluster, programs, traffic, library)
+
+
+def storage_tiers(scenario: Scenario) -> int:
+    """Tiers of switches that writes to storage pass; 0 if there are none."""
+    storage = scenario.cluster.storage
+    return 0 if storage is None else STORAGE_TIERS[storage.tier]
+
+
+def writes_of(scenario: Scenario) -> float:
+    """Bytes/s that every rank writes to storage; 0 if there is none."""
+    storage = scenario.cluster.storage
+    return 0.0 if storage is None else storage.write
 
 
 def place_job(cluster: Cluster, plan: Plan, scenario: Scenario) -> Cluster:
@@ -251,6 +269,7 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
         None if progress is None else lambda share: progress("playing the step", share),
         setup.pace,
         Chunking(setup.laid.cluster, setup.laid.library) if setup.laid.scenario.run.collectives == "chunked" else None,
+        writes_of(setup.laid.scenario),
     )
 
 

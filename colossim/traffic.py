@@ -25,6 +25,10 @@ from colossim.scenario.derive import Plan
 #: Channels a job can have, in the order in which they are numbered.
 COLLECTIVE_CHANNELS = ("tensor", "context", "expert", "data", "expert_data")
 BOUNDARY_CHANNELS = ("forward", "backward")
+#: Writes of every rank that run beside the step, whatever the programs do.
+STORAGE = "storage"
+#: Tiers of switches that writes pass, by where the storage hangs.
+STORAGE_TIERS = {"leaf": 1, "spine": 2, "core": 3}
 
 Builder = Callable[[Cluster, Ints], Footprint]
 
@@ -176,16 +180,28 @@ class Share:
 
 
 def build_traffic(
-    cluster: Cluster, plan: Plan, *, operations: Mapping[str, frozenset[str]], algorithms: frozenset[str]
+    cluster: Cluster,
+    plan: Plan,
+    *,
+    operations: Mapping[str, frozenset[str]],
+    algorithms: frozenset[str],
+    storage_tiers: int = 0,
 ) -> Traffic:
-    """Lays one job onto the cluster's first GPUs; arguments as in `Share`."""
-    return join_traffic(cluster, [Share(plan, 0, operations, algorithms)])
+    """Lays one job onto the cluster's first GPUs; arguments as in `Share` and `join_traffic`."""
+    return join_traffic(cluster, [Share(plan, 0, operations, algorithms)], storage_tiers)
 
 
-def join_traffic(cluster: Cluster, shares: Sequence[Share]) -> Traffic:
-    """Lays jobs onto a cluster. Stages are numbered on from job to job; GPUs between them idle in a stage of their own."""
+def join_traffic(cluster: Cluster, shares: Sequence[Share], storage_tiers: int = 0) -> Traffic:
+    """Lays jobs onto a cluster. Stages are numbered on from job to job; GPUs between them idle in a stage of their own.
+
+    storage_tiers: tiers of switches that every rank's writes to storage pass; 0: nothing is written.
+    """
     ranks = max(share.first + share.plan.world for share in shares)
     channels = [channel for job, share in enumerate(shares) for channel in _channels(cluster, share, job, ranks)]
+    if storage_tiers:
+        writers = np.concatenate([np.arange(s.first, s.first + s.plan.world, dtype=np.int32) for s in shares])[:, None]
+        footprint = patterns.storage(cluster, writers, tiers=storage_tiers)
+        channels.append(Channel(STORAGE, "write", 0, writers, (_group_of(writers, ranks),), footprint))
     stage = np.full(ranks, sum(share.plan.pipeline for share in shares), np.int32)
     before = 0
     for share in shares:

@@ -9,6 +9,7 @@ import numpy as np
 import simpy
 from simpy.core import EmptySchedule
 
+from colossim.collective import Timing
 from colossim.engine.chunked_step import Chunking, Stage
 from colossim.engine.group import STRAGGLER, Carrier, Communicator, Group
 from colossim.engine.network import Network
@@ -17,10 +18,12 @@ from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.flows import Pace
 from colossim.quotient import GroupClass, LinkClass, Quotient
 from colossim.segments import Leg, Segment
-from colossim.traffic import BOUNDARY_CHANNELS
+from colossim.traffic import BOUNDARY_CHANNELS, STORAGE
 
 #: Channels whose transfers run beside kernels and slow them.
 _SLOWING = frozenset({"data", "expert_data", "context", "expert"})
+#: s for which ranks write to storage: beyond any step.
+_WRITING = 1e7
 #: Up to this many link classes all are watched through the step; above, the first of each kind.
 _WATCH_ALL = 64
 
@@ -38,12 +41,13 @@ def play(
     progress: Progress | None = None,
     pace: Pace | None = None,
     chunking: Chunking | None = None,
+    writes: float = 0.0,
 ) -> StepRecord:
     """Plays one step of the folded job.
 
     legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of the
     passes that have been played.  pace: of flows that routing pins to paths.  chunking: play messages one by one; the
-    quotient is that of the identity partition.
+    quotient is that of the identity partition.  writes: bytes/s that every rank writes to storage beside the step.
     """
     env = simpy.Environment()
     network = Network(env, (link.capacity for link in quotient.links), pace)
@@ -63,9 +67,9 @@ def play(
         if stage is not None:
             return stage.group(communicators[quotient.job_of(number), name][i], kind, name, watched)
         pinned = (number, i) if number in quotient.pinned else None
-        return Group(
-            communicators[quotient.job_of(number), name][i], kind, name in BOUNDARY_CHANNELS, seen(kind), pinned
-        )
+        kept = seen(kind) or name == STORAGE
+        communicator = communicators[quotient.job_of(number), name][i]
+        return Group(communicator, kind, name in BOUNDARY_CHANNELS, kept, pinned)
 
     groups = [
         [made(number, name, i, kind) for i, kind in enumerate(classes)]
@@ -88,8 +92,16 @@ def play(
                 for group in classes:
                     group.watchers = tuple(members[index] for index in group.kind.members)
     processes = [env.process(member.play(legs[i])) for i, member in enumerate(members)]
+    writing = [g for (name, _), own in zip(quotient.channels, groups, strict=True) if name == STORAGE for g in own]
+    for group in writing:
+        group.arrive("writes", Timing(writes * _WRITING, 0.0, writes))
     _run(env, members, processes, progress)
     step_time = max(member.end for member in members)
+    for group in writing:
+        # They go on when the step is over; these are its own.
+        group.bytes = sum(
+            (min(end, step_time) - start) * rate for start, end, rate in group.log or () if start < step_time
+        )
     timelines = tuple(_timeline(m, legs[i], node_names, step_time, len(_stages(quotient)) > 1)
                       for i, m in enumerate(members) if m.recorded)  # fmt: skip
     order = sorted(range(len(timelines)), key=lambda i: (timelines[i].stage, timelines[i].rank))

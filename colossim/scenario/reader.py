@@ -32,7 +32,7 @@ _FREE: dict[Path_, Any] = {
     ("name",): "x",
     **dict.fromkeys((part,) for part in ("description", "sources", "assumptions", "run", "cases", "grid")),
     ("cluster", "fabric"): "spectrum-x",
-    **dict.fromkeys(("cluster", part) for part in ("degraded", "pue")),
+    **dict.fromkeys(("cluster", part) for part in ("degraded", "pue", "storage")),
     **dict.fromkeys(
         ("job", part)
         for part in (

@@ -15,6 +15,7 @@ from colossim.catalog.quantities import (
     Natural,
     Positive,
     Precision,
+    Rate,
     Ratio,
     SomeCount,
     SomeSeconds,
@@ -58,6 +59,15 @@ class Degraded(Facts):
     rate: SomeShare = Field(description="share of its rate that is left")
 
 
+class StorageTraffic(Facts):
+    """What ranks write beside their steps (a checkpoint), on the fabric that they train over."""
+
+    write: Rate = Field(description="bytes/s that each rank's GPU writes, if its links let it")
+    tier: Literal["leaf", "spine", "core"] = Field(
+        default="core", description="the highest switches that it passes: where the storage hangs"
+    )
+
+
 class ClusterSpec(Facts):
     """Nodes and what joins them."""
 
@@ -66,6 +76,7 @@ class ClusterSpec(Facts):
         description="catalogue name, fields, or `base: NAME` with changes"
     )
     degraded: tuple[Degraded, ...] = Field(default=(), description="links below their rate")
+    storage: StorageTraffic | None = Field(default=None, description="checkpoint writes on the training fabric")
     pue: Ratio = Field(default=1.2, description="power of the site over power of its IT")
 
     #: a networkx graph, or the path of its file; the fabric's own words where a scenario has no file
