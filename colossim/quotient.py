@@ -11,7 +11,7 @@ import numpy as np
 
 from colossim.footprint import Floats, Ints, Shape
 from colossim.partition import Partition, firsts
-from colossim.traffic import BOUNDARY_CHANNELS, Channel, Traffic
+from colossim.traffic import BOUNDARY_CHANNELS, STORAGE, Channel, Traffic
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def _passive_weights(
             here = (footprint.link >= first) & (footprint.link < first + size)
             here[here] = partition.link[footprint.link[here]] < 0
             total = np.bincount(colours[footprint.group[here]], weights=footprint.weight[here], minlength=classes)
+        elif channel.name == STORAGE and link_class.kind.endswith("down"):
+            total = np.zeros(classes)  # what is written comes down nowhere
         else:
             total = np.bincount(colours, weights=footprint.crossings[level - 1], minlength=classes)
         columns.append(total / link_class.count)
