@@ -162,26 +162,35 @@ def _refine_groups(
 ) -> tuple[list[Ints], list[int]]:
     """Groups by static facts, the set of their members' (rank colour, own links with weights), and other links touched."""
     gpus = traffic.cluster.gpus
-    refined, counts = [], []
+    refined: list[Ints] = [np.zeros(0, np.int32)] * len(traffic.channels)
+    counts = []
     rank_hash = [_hashed(rank, 21 + role) for role in (0, 1)]
-    for number, channel in enumerate(traffic.channels):
-        boundary = channel.name in BOUNDARY_CHANNELS
+    for ways in traffic.ways():
+        # The algorithms that groups may run share their classes: one signature says what tells them apart under any.
+        channel = traffic.channels[ways[0]]
         seen = [rank_hash[role] for role in range(len(channel.roles))]
         for owner, role, kind, weights in static.own:
-            if owner == number:
+            if owner in ways:
                 touched = (link_signature[kind * gpus : kind * gpus + traffic.ranks] ^ weights) * _ODD[kind]
+                if owner != ways[0]:
+                    touched = touched * _ODD[0] ** np.uint64(owner - ways[0])
                 seen[role] = seen[role] + np.where(weights > 0, touched, np.uint64(0))
-        signature = static.group_start[number] + _hashed(groups[number], 3)
-        if boundary:
+        signature = _hashed(groups[ways[0]], 3)
+        for number in ways:
+            signature = signature + static.group_start[number] * (_ODD[1] ** np.uint64(number - ways[0]))
+        if channel.name in BOUNDARY_CHANNELS:
             signature = signature + _mix(seen[0][channel.members[:, 0]], 41) + _mix(seen[1][channel.members[:, 1]], 42)
         else:
             signature = signature + _set_hash(seen[0], channel.members)
-        group, link, weights = static.extras[number]
-        if group.size:
-            signature = signature + _set_rows(group, link_signature[link] ^ _mix(weights, 37), channel.groups)
+        for number in ways:
+            group, link, weights = static.extras[number]
+            if group.size:
+                rows = _set_rows(group, link_signature[link] ^ _mix(weights, 37 + number - ways[0]), channel.groups)
+                signature = signature + rows
         colours, count = _colours(signature)
-        refined.append(colours)
         counts.append(count)
+        for number in ways:
+            refined[number] = colours
     return refined, counts
 
 

@@ -148,7 +148,7 @@ def _passive_weights(
             here[here] = partition.link[footprint.link[here]] < 0
             total = np.bincount(colours[footprint.group[here]], weights=footprint.weight[here], minlength=classes)
         elif channel.name == STORAGE and link_class.kind.endswith("down"):
-            total = np.zeros(classes)  # what is written comes down nowhere
+            total = np.zeros(classes, np.int64)  # what is written comes down nowhere
         else:
             total = np.bincount(colours, weights=footprint.crossings[level - 1], minlength=classes)
         columns.append(total / link_class.count)

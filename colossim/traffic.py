@@ -79,6 +79,13 @@ class Traffic:
         """The channel of this name (and algorithm, else the first), or None if no group of it has two members."""
         return next((c for c in self.channels if c.name == name and algorithm in (None, c.algorithm)), None)
 
+    def ways(self) -> list[list[int]]:
+        """Numbers of the channels of each job and name: the same groups, under each algorithm that they may run."""
+        found: dict[tuple[int, str], list[int]] = {}
+        for number, channel in enumerate(self.channels):
+            found.setdefault((channel.job, channel.name), []).append(number)
+        return list(found.values())
+
 
 def group_members(plan: Plan) -> dict[str, Ints]:
     """(G, n) ranks of every group of every channel, ascending; channels whose groups have one member are left out.
