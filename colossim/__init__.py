@@ -26,6 +26,7 @@ _WHERE = {
     "build_cluster": "colossim.cluster",
     "load_scenario": "colossim.scenario.reader",
     "load_variants": "colossim.scenario.variants",
+    "offer": "colossim.offered",
     "simulate": "colossim.simulation",
     "validate": "colossim.validation",
 }
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from colossim import catalog, plot
     from colossim.cluster import build_cluster
     from colossim.errors import DoesNotFit, ScenarioError, SimulationError, TooManyClasses
+    from colossim.offered import offer
     from colossim.result.result import Result
     from colossim.scenario.reader import load_scenario
     from colossim.scenario.schema import Scenario

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from colossim.errors import SimulationError
+from colossim.offered import offer
 from colossim.result.row import Row
-from colossim.result.write import forget_empty, prepare_out, write
+from colossim.result.write import forget_empty, prepare_out, write, write_summary
 from colossim.scenario.variants import Variant
 from colossim.simulation import Progress, simulate
 
@@ -42,6 +43,12 @@ def play_all(
                     progress(f"{label}: {what}" if several else what, (i + share) / len(variants))
 
             measured = variant.measured.step_time if variant.measured is not None else None
+            if variant.scenario.traffic is not None:
+                fabric = offer(variant.scenario, tell)
+                rows.append(Row(variant.label, None, measured, fabric=fabric))
+                if folder is not None:
+                    write_summary(fabric, folder)
+                continue
             try:
                 result = simulate(variant.scenario, tell)
             except SimulationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from colossim.cluster import Cluster, build_cluster
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive, no_effects
-from colossim.scenario.schema import JobSpec, Scenario
+from colossim.scenario.schema import JobSpec, Scenario, TrafficSpec
 from colossim.simulation import library_of, stage_capacity, used_operations
 from colossim.traffic import Traffic, build_traffic, describe
 from colossim.units import format_count, format_rate, format_size
@@ -35,6 +35,8 @@ def explain(scenario: Scenario) -> dict[str, Section]:
         "memory a GPU": _memory(scenario, plan, cluster),
         "who talks over what": {c.name: describe(c, cluster, plan.world) for c in traffic.channels},
     }
+    if scenario.traffic is not None:
+        sections["traffic"] = _offered(scenario.traffic)
     notes = no_effects(scenario, plan)
     if notes:
         sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
@@ -54,6 +56,11 @@ def _cluster(scenario: Scenario, cluster: Cluster, traffic: Traffic) -> Section:
         "oversubscription": ", ".join(f"{ratio:g}:1" for ratio in fabric.oversubscription) or "none (one tier)",
         "bundles that can bind": f"{int((~bundles).sum()):,} of {bundles.size:,}",
     }
+
+
+def _offered(traffic: TrafficSpec) -> Section:
+    flows = f"{traffic.flows_per_nic} flow(s) a NIC, all at once"
+    return {"played": "the fabric alone, in place of a step", "pattern": f"{traffic.pattern}, {flows}"}
 
 
 def _job(job: JobSpec, plan: Plan) -> Section:

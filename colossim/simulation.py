@@ -20,7 +20,7 @@ from colossim.cluster.placement import Wish, place
 from colossim.collective import Library
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
-from colossim.errors import DoesNotFit, ScenarioError, SimulationError
+from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
 from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
 from colossim.quotient import Quotient
@@ -202,7 +202,11 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
 
     progress: called with what is being done and the share of it that is done.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
+    A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
     """
+    if scenario.traffic is not None:
+        message = "plays the fabric alone, in place of a step: `colossim run`, or colossim.offer(scenario)"
+        raise scenario.located(ScenarioError([Problem("traffic", message)]))
     began = time.perf_counter()
     try:
         with np.errstate(over="raise"):
@@ -279,6 +283,8 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
         assumptions=assumptions,
         notes=no_effects(scenario, plan),
         mix=mix(setup, record),
+        chosen=setup.chosen,
+        pinned=None if setup.pace is None else setup.pace.pinned,
     )
 
 

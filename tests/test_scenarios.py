@@ -35,7 +35,13 @@ def label(name, variant):
     return name if variant.label == name else f"{name}: {variant.label}"
 
 
-VARIANTS = {label(name, variant): (name, variant) for name in scenario_names() for variant in load_variants(name)}
+#: Those that play a step; `traffic` is played by test_claim.py.
+VARIANTS = {
+    label(name, variant): (name, variant)
+    for name in scenario_names()
+    for variant in load_variants(name)
+    if variant.scenario.traffic is None
+}
 
 
 @functools.cache
