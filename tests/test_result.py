@@ -342,6 +342,7 @@ def test_pinned_flows_collide_where_the_result_says():
     played = colossim.simulate(colossim.load_scenario("two-pods", set=["cluster.fabric.routing=ecmp"]))
     told = played.routing
     assert (told["policy"], told["queue_pairs"], told["channel"]) == ("ecmp", 1, "forward")
+    assert told["flows_per_nic"] == 1
     share, hot = told["rate_share"], told["hottest"]
     assert share["min"] <= share["p1"] <= share["p5"] <= share["median"] <= 0.95
     assert share["min"] <= share["mean"] <= 0.95

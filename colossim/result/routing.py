@@ -35,6 +35,7 @@ def collisions(pinned: Pinned, used: frozenset[tuple[str, str]]) -> dict[str, An
     """The flows of the busiest channel, the one with most edges above the leaves, when all of them are in flight.
 
     flows: how many are pinned, of all channels that a step uses.  queue_pairs: of a flow.  channel: the busiest, or None.
+    flows_per_nic: of that channel, of the NICs that have any: the share of line rate that each could get is one over it.
     rate_share: rates of its flows over the line rate of their NIC, queue pairs summed.  hottest: links with most flows.
     """
     channels = pinned.traffic.channels
@@ -58,6 +59,7 @@ def collisions(pinned: Pinned, used: frozenset[tuple[str, str]]) -> dict[str, An
     return {
         **found,
         "channel": channels[busiest].name,
+        "flows_per_nic": src.size / np.unique(src).size,
         "rate_share": distribution(rates / cluster.line_rate[src]),
         "hottest": hottest(pinned.members, pinned.where[rows], flow, asked / pinned.pairs, pinned.capacity),
     }

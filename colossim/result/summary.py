@@ -202,7 +202,8 @@ def routing(told: dict[str, Any]) -> str:
     words, hottest = str(told["policy"]), told["hottest"]
     if told.get("rate_share"):
         share = told["rate_share"]
-        pairs = f" of {told['queue_pairs']} queue pairs" if told["queue_pairs"] > 1 else ""
+        many = f" ({told['flows_per_nic']:.3g} a NIC)" if told["flows_per_nic"] > 1 else ""
+        pairs = many + f" of {told['queue_pairs']} queue pairs" if told["queue_pairs"] > 1 else many
         words += (
             f": {told['channel'].replace('_', ' ')} flows{pairs} move at {share['mean']:.2f} of line rate in the mean, "
             f"{share['min']:.2f} at worst"
