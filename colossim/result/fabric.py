@@ -76,4 +76,4 @@ def show_fabric(rows: Sequence[tuple[str, FabricResult]], console: Console) -> N
     )
     if len(rows) == 1 and rows[0][1].hottest:
         hot = rows[0][1].hottest[0]
-        console.print(Text(f"Hottest: {hot['link']}, with {hot['flows']} flows."))
+        console.print(Text(f"Hottest: {hot['link']}, with {hot['flows']} flow(s)."))

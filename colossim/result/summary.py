@@ -211,6 +211,8 @@ def routing(told: dict[str, Any]) -> str:
     elif "flows" in told:
         words += ": no flow leaves its leaf"
     if hottest and "flows" in hottest[0]:
+        if hottest[0]["flows"] == 1:
+            return f"{words}; none meets another"
         words += f"; hottest: {hottest[0]['link']}, with {hottest[0]['flows']} flows"
     elif hottest:
         words += (

@@ -56,6 +56,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             "adaptive routing uses all paths",
         ),
         (
+            "cluster.fabric.paths_per_flow",
+            fabric.routing == "static",
+            "static routing pins all queue pairs between two ends to one path",
+        ),
+        (
             "cluster.fabric.blocks_per_zone",
             fabric.tiers < 4,
             f"a fabric of {fabric.tiers} tiers has no zones",
@@ -73,6 +78,10 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             )
             for i in range(fabric.tiers - 1, 3)
         ),
-        ("run.seed", True, "nothing is drawn at random in this run"),
+        (
+            "run.seed",
+            fabric.routing != "ecmp" and job.placement != "scattered" and scenario.traffic is None,
+            "nothing is drawn at random in this run",
+        ),
     ]
     return [f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)]
