@@ -41,7 +41,7 @@ def loss(result, than):
 ratios = {"1:1": "[1, 1]", "2:1": "[2, 1]", "7:1": "[7, 1]"}
 ports = {name: step("colossus-100k", f"cluster.fabric.oversubscription={ratio}") for name, ratio in ratios.items()}
 for name, r in ports.items():
-    print(f"{name}  step {r.step_time_s:.3f} s  {loss(r, ports['1:1']):>7}   MFU {100 * r.mfu:.1f} %   {r.routing['hottest'][0]['link']} busy {100 * r.routing['hottest'][0]['busy_fraction']:.0f} %")
+    print(f"{name}  step {r.step_time_s:.3f} s  {loss(r, ports['1:1']):>7}   MFU {100 * r.mfu:.1f} %   {r.routing['hottest'][0]['link'].rstrip(' 0123456789')} busy {100 * r.routing['hottest'][0]['busy_fraction']:.0f} %")
 
 # %% [markdown]
 # ## How flows find their way

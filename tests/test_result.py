@@ -353,3 +353,21 @@ def test_pinned_flows_collide_where_the_result_says():
     page = " ".join(str(played).split())
     assert f"forward flows move at {share['mean']:.2f} of line rate in the mean, {share['min']:.2f} at worst" in page
     assert f"hottest: {hot[0]['link']}" in page
+
+
+def test_flows_that_stay_below_a_leaf_meet_nowhere():
+    """Both pods behind one switch: nothing is pinned, and nothing is hot."""
+    how = ["cluster.fabric.routing=ecmp", "cluster.fabric.type=single-switch", "cluster.fabric.switch_ports=128"]
+    played = colossim.simulate(colossim.load_scenario("two-pods", set=how))
+    assert played.routing == {
+        "policy": "ecmp", "flows": 0, "queue_pairs": 1, "channel": None, "rate_share": None, "hottest": [],
+    }  # fmt: skip
+    assert "Routing ecmp: no flow leaves its leaf." in str(played)
+
+
+def test_static_routing_meets_nowhere_on_a_shift():
+    """Stage boundaries are shifts: D-mod-K gives each flow a link of its own."""
+    played = colossim.simulate(colossim.load_scenario("two-pods", set=["cluster.fabric.routing=static"]))
+    assert played.routing["rate_share"]["min"] == pytest.approx(0.95)
+    assert {entry["flows"] for entry in played.routing["hottest"]} == {1}
+    assert "none meets another" in " ".join(str(played).split())

@@ -43,7 +43,10 @@ def collisions(pinned: Pinned, used: frozenset[tuple[str, str]]) -> dict[str, An
     count = np.bincount(pinned.channel, minlength=len(channels))
     runs = [c.name in BOUNDARY_CHANNELS or (c.name, c.algorithm) in used for c in channels]
     edges, count = np.where(runs, edges, 0.0), np.where(runs, count, 0)
-    found: dict[str, Any] = {"flows": int(count.sum()), "queue_pairs": pinned.pairs}
+    found: dict[str, Any] = {
+        "flows": int(count.sum()),
+        "queue_pairs": pinned.pairs or pinned.traffic.cluster.fabric.paths_per_flow,
+    }
     if not edges.any():
         return {**found, "channel": None, "rate_share": None, "hottest": []}
     busiest = int(np.argmax(edges))
