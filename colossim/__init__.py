@@ -26,6 +26,7 @@ _WHERE = {
     "build_cluster": "colossim.cluster",
     "load_scenario": "colossim.scenario.reader",
     "load_variants": "colossim.scenario.variants",
+    "offer": "colossim.offered",
     "simulate": "colossim.simulation",
     "simulate_jobs": "colossim.jobs",
     "validate": "colossim.validation",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from colossim.cluster import build_cluster
     from colossim.errors import DoesNotFit, ScenarioError, SimulationError, TooManyClasses
     from colossim.jobs import simulate_jobs
+    from colossim.offered import offer
     from colossim.result.result import Result
     from colossim.scenario.files import with_graph
     from colossim.scenario.reader import load_scenario

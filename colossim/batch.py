@@ -10,9 +10,10 @@ from typing import Any
 
 from colossim.errors import SimulationError
 from colossim.jobs import simulate_jobs
+from colossim.offered import offer
 from colossim.result.jobs import JobsResult
 from colossim.result.row import Row
-from colossim.result.write import forget_empty, prepare_out, whole, write
+from colossim.result.write import forget_empty, prepare_out, whole, write, write_summary
 from colossim.scenario.variants import Variant
 from colossim.simulation import Progress, simulate
 
@@ -46,6 +47,12 @@ def play_all(
                     progress(f"{label}: {what}" if several else what, (i + share) / len(variants))
 
             measured = variant.measured.step_time if variant.measured is not None else None
+            if variant.scenario.traffic is not None:
+                fabric = offer(variant.scenario, tell)
+                rows.append(Row(variant.label, None, measured, fabric=fabric))
+                if folder is not None:
+                    write_summary(fabric, folder)
+                continue
             try:
                 result = simulate(variant.scenario, tell)
             except SimulationError as error:

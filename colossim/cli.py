@@ -148,21 +148,21 @@ def run(
         return _run_jobs(variants, out, force, as_json, quiet)
     with _progress(quiet) as tell:
         rows = play_all(variants, out=out, force=force, plots=not no_plots, progress=tell)
-    only = rows[0].result if len(rows) == 1 else None
+    only = rows[0].played if len(rows) == 1 else None
     if as_json and only is not None:
         click.echo(only.to_json())
     elif as_json:
         found = {"scenario": variants[0].scenario.name, "cases": [row.to_dict() for row in rows]}
         click.echo(json.dumps(found, indent=2, allow_nan=False, default=list))
-    elif only is not None:
+    elif only is not None and rows[0].fabric is None:
         show_measured(rows[0], console())
     else:
         show_rows(rows, console())
-    if out is not None and any(row.result is not None for row in rows):
+    if out is not None and any(row.played is not None for row in rows):
         click.echo(f"written to {out}", err=True)
     elif out is None and not as_json and not no_plots:
         click.echo("nothing was written: --out DIR writes summary.json, steps.csv and plots", err=True)
-    return 0 if any(row.result is not None for row in rows) else 1
+    return 0 if any(row.played is not None for row in rows) else 1
 
 
 def _run_jobs(variants: Sequence[Variant], out: Path | None, force: bool, as_json: bool, quiet: bool) -> int:

@@ -9,7 +9,7 @@ from colossim.cluster import Cluster, GraphCluster, build_cluster
 from colossim.errors import ScenarioError
 from colossim.jobs import stand
 from colossim.scenario.derive import Plan, derive, no_effects
-from colossim.scenario.schema import JobSpec, Scenario
+from colossim.scenario.schema import JobSpec, Scenario, TrafficSpec
 from colossim.simulation import library_of, place_job, stage_capacity, storage_tiers, used_operations
 from colossim.traffic import Traffic, build_traffic, describe
 from colossim.units import format_count, format_rate, format_size
@@ -53,6 +53,8 @@ def _sections(scenario: Scenario, plan: Plan, cluster: Cluster) -> dict[str, Sec
         "memory a GPU": _memory(scenario, plan, cluster),
         "who talks over what": {c.name: describe(c, cluster, plan.world) for c in traffic.channels},
     }
+    if scenario.traffic is not None:
+        sections["traffic"] = _offered(scenario.traffic)
     notes = no_effects(scenario, plan)
     if notes:
         sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
@@ -91,6 +93,11 @@ def _graph(scenario: Scenario, cluster: GraphCluster, slack: NDArray[np.bool_]) 
         "links that can bind": f"{tight.size:,} of {slack.size:,}"
         + (f": {named}{', ...' if tight.size > _NAMED else ''}" if named else ""),
     }
+
+
+def _offered(traffic: TrafficSpec) -> Section:
+    flows = f"{traffic.flows_per_nic} flow(s) a NIC, all at once"
+    return {"played": "the fabric alone, in place of a step", "pattern": f"{traffic.pattern}, {flows}"}
 
 
 def _job(job: JobSpec, plan: Plan) -> Section:

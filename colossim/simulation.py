@@ -243,9 +243,13 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
 
     progress: called with what is being done and the share of it that is done.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
+    A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
     """
     if scenario.jobs:
         raise ScenarioError([Problem("jobs", "are several: simulate_jobs plays them")])
+    if scenario.traffic is not None:
+        message = "plays the fabric alone, in place of a step: `colossim run`, or colossim.offer(scenario)"
+        raise scenario.located(ScenarioError([Problem("traffic", message)]))
     began = time.perf_counter()
     try:
         with np.errstate(over="raise"):
@@ -329,6 +333,8 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
         assumptions=assumptions,
         notes=no_effects(scenario, plan),
         mix=mix(setup, record),
+        chosen=setup.chosen,
+        pinned=None if setup.pace is None else setup.pace.pinned,
     )
 
 

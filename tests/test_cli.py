@@ -21,7 +21,7 @@ RESULT_KEYS = {
     "scenario", "gpus", "gpus_in_job", "nodes", "seed", "version", "step_time_s", "step_time_p99_s", "tokens_per_s",
     "tokens_per_s_per_gpu", "model_flops_per_gpu", "mfu", "hfu", "breakdown_s", "memory_bytes", "links", "power_W",
     "energy_per_step_J", "assumptions", "classes", "processes", "events", "setup_s", "wall_s", "peak_memory_bytes", "fold",
-    "fold_rounds", "aligned",
+    "fold_rounds", "aligned", "collectives", "routing",
 }  # fmt: skip
 BREAKDOWN = [
     "compute", "tensor_comm", "context_comm", "expert_comm", "pipeline_comm", "pipeline_bubble", "data_comm", "optimizer",

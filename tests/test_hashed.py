@@ -278,7 +278,7 @@ def test_leaves_that_are_cut_off_are_named(policy):
     members.table(alive, 1, True)[10, 0] = False
     src, dst = np.array([1, 1, 0]), np.array([2, 16 + 3, 16 + 10])
     send(built, src, dst, policy=policy, alive=alive)
-    with pytest.raises(SimulationError, match=r"leaf 1 \(pod 0, rail 1\) to leaf 10 \(pod 1, rail 2\)"):
+    with pytest.raises(SimulationError, match=r"leaf \(pod 0, rail 1\) to leaf \(pod 1, rail 2\)"):
         send(built, np.append(src, 1), np.append(dst, 16 + 2), policy=policy, alive=alive)
 
 
@@ -373,3 +373,21 @@ def test_what_is_no_routing_is_refused(large):
         send(large, src, src + 100, policy="spray")
     with pytest.raises(ValueError, match="0 paths"):
         send(large, src, src + 100, paths_per_flow=0)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------------
+def test_links_have_names():
+    """Links are numbered by level, up before down: U = 2 a leaf, U V = 16 a block, U V W = 32 a zone (see SMALL)."""
+    members = Members.of(cluster(**SMALL))
+    down, group = True, 9
+    named = {
+        members.number(1, not down, group, 1): "uplink 1 of leaf (pod 1, rail 1)",
+        members.number(1, down, group, 0): "downlink 0 of leaf (pod 1, rail 1)",
+        members.number(2, not down, 3, 8 + 5): "uplink 5 of spine 1 of block 3",
+        members.number(3, down, 1, (8 + 5) * 2 + 1): "downlink 1 of core (1, 5) of zone 1",
+    }
+    assert {link: members.name(int(link)) for link in named} == named
+    names = [members.name(link) for link in range(members.links)]
+    assert len(set(names)) == members.links
+    with pytest.raises(IndexError):
+        members.name(members.links)

@@ -22,8 +22,8 @@ FLOORS = {
     "collective": 3, "segments": 3, "messages": 3, "chunks": 3,
     "engine": 4,
     "result": 5, "plot": 5,
-    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "alone": 6, "measured": 6, "options": 6,
-    "benchmark_table": 6,
+    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
+    "options": 6, "benchmark_table": 6,
     "words": 7, "cli_collectives": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
@@ -42,6 +42,7 @@ STAIRS = [
         ("jobs", "simulation"),
         ("batch", "jobs"),
         ("explain", "jobs"),
+        ("batch", "offered"),
         ("measured", "alone"),
         ("options", "alone"),
         *[("cli_collectives", "words"), ("cli", "words"), ("cli", "cli_collectives")],

@@ -13,7 +13,7 @@ from colossim.engine.record import CATEGORIES, LinkUse, StepRecord, Timeline
 from colossim.result.power import power_of
 from colossim.result.result import _links
 from colossim.result.row import Row
-from colossim.result.summary import bar, by_kind
+from colossim.result.summary import bar, by_kind, collectives
 from colossim.result.write import write
 from colossim.scenario.derive import derive
 from colossim.workload.transformer import model_flops_per_token
@@ -308,3 +308,66 @@ def test_a_figure_that_no_float_holds_is_told(scenario):
     site = scenario.cluster.model_copy(update={"pue": 1e308})
     with pytest.raises(colossim.SimulationError, match="power_W"):
         colossim.simulate(scenario.model_copy(update={"cluster": site}))
+
+
+# -- collectives and routing -------------------------------------------------------------------------------------------
+def test_a_result_lists_the_collectives_that_a_step_runs(result):
+    assert {tuple(kind) for kind in result.collectives} == {
+        ("channel", "operation", "bytes", "nodes", "algorithm", "protocol")
+    }
+    assert list(result.collectives) == sorted(result.collectives, key=lambda kind: tuple(kind.values()))
+    assert {"tensor", "data"} <= {kind["channel"] for kind in result.collectives}
+    kind = {"channel": "data", "operation": "reduce_scatter", "nodes": 4, "algorithm": "pat", "protocol": "simple"}
+    words = collectives([{**kind, "bytes": 400e6}, {**kind, "bytes": 412e6}, {**kind, "bytes": 1e6, "protocol": "ll"}])
+    assert words == ["data reduce-scatter 400 MB to 412 MB: pat/simple", "data reduce-scatter 1.00 MB: pat/ll"]
+
+
+def test_adaptive_routing_names_the_busiest_classes(result):
+    assert result.routing["policy"] == "adaptive"
+    assert "rate_share" not in result.routing
+    busy = [entry["busy_fraction"] for entry in result.routing["hottest"]]
+    assert busy == sorted(busy, reverse=True)
+    assert all(
+        entry["busy_fraction"] == result.links[entry["link"]]["busy_fraction"] for entry in result.routing["hottest"]
+    )
+    assert "Routing adaptive" in str(result)
+
+
+def test_pinned_flows_collide_where_the_result_says():
+    """Two pods, four stages of 32 GPUs: the boundaries between stages 1 and 2 and 3 and 0 cross pods, 64 flows each way.
+
+    A leaf has as many uplinks as NICs. The hottest has m flows, each of which asks for a NIC's rate: m times its capacity;
+    the worst flow gets a share 1/m of it at best.
+    """
+    played = colossim.simulate(colossim.load_scenario("two-pods", set=["cluster.fabric.routing=ecmp"]))
+    told = played.routing
+    assert (told["policy"], told["queue_pairs"], told["channel"]) == ("ecmp", 1, "forward")
+    assert told["flows_per_nic"] == 1
+    share, hot = told["rate_share"], told["hottest"]
+    assert share["min"] <= share["p1"] <= share["p5"] <= share["median"] <= 0.95
+    assert share["min"] <= share["mean"] <= 0.95
+    assert [entry["flows"] for entry in hot] == sorted((entry["flows"] for entry in hot), reverse=True)
+    assert len(hot) == 10
+    assert all(entry["asked_share"] == pytest.approx(entry["flows"]) for entry in hot)
+    assert share["min"] <= 0.95 / hot[0]["flows"] * (1 + 1e-9)
+    page = " ".join(str(played).split())
+    assert f"forward flows move at {share['mean']:.2f} of line rate in the mean, {share['min']:.2f} at worst" in page
+    assert f"hottest: {hot[0]['link']}" in page
+
+
+def test_flows_that_stay_below_a_leaf_meet_nowhere():
+    """Both pods behind one switch: nothing is pinned, and nothing is hot."""
+    how = ["cluster.fabric.routing=ecmp", "cluster.fabric.type=single-switch", "cluster.fabric.switch_ports=128"]
+    played = colossim.simulate(colossim.load_scenario("two-pods", set=how))
+    assert played.routing == {
+        "policy": "ecmp", "flows": 0, "queue_pairs": 1, "channel": None, "rate_share": None, "hottest": [],
+    }  # fmt: skip
+    assert "Routing ecmp: no flow leaves its leaf." in str(played)
+
+
+def test_static_routing_meets_nowhere_on_a_shift():
+    """Stage boundaries are shifts: D-mod-K gives each flow a link of its own."""
+    played = colossim.simulate(colossim.load_scenario("two-pods", set=["cluster.fabric.routing=static"]))
+    assert played.routing["rate_share"]["min"] == pytest.approx(0.95)
+    assert {entry["flows"] for entry in played.routing["hottest"]} == {1}
+    assert "none meets another" in " ".join(str(played).split())

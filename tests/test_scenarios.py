@@ -36,8 +36,8 @@ def label(name, variant):
 
 
 ALL = {label(name, variant): (name, variant) for name in scenario_names() for variant in load_variants(name)}
-#: Those of one job; the others are in test_jobs.py.
-VARIANTS = {key: item for key, item in ALL.items() if not item[1].scenario.jobs}
+#: Those that play one job's step; several are in test_jobs.py, `traffic` in test_claim.py.
+VARIANTS = {key: item for key, item in ALL.items() if not item[1].scenario.jobs and item[1].scenario.traffic is None}
 
 
 @functools.cache

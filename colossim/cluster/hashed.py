@@ -86,6 +86,29 @@ class Members:
         first, size = self.offset(level, down), self.groups(level) * self.paths(level)
         return of_links[first : first + size].reshape(self.groups(level), self.paths(level))
 
+    def name(self, link: int) -> str:
+        """ "uplink 17 of leaf (pod 3, rail 2)", "downlink 4 of spine 17 of block 0", or of core (17, 4) of zone 1."""
+        _, spines_up, cores_up = self.ways
+        for level in (1, 2, 3):
+            for down in (False, True):
+                place = link - self.offset(level, down)
+                if not 0 <= place < self.groups(level) * self.paths(level):
+                    continue
+                group, path = divmod(place, self.paths(level))
+                which = "downlink" if down else "uplink"
+                if level == 1:
+                    return f"{which} {path} of {self.leaf_name(group)}"
+                if level == 2:
+                    return f"{which} {path % spines_up} of spine {path // spines_up} of block {group}"
+                i, j = divmod(path // cores_up, spines_up)
+                return f"{which} {path % cores_up} of core ({i}, {j}) of zone {group}"
+        raise IndexError(f"link {link} of {self.links}")
+
+    def leaf_name(self, leaf: int) -> str:
+        """For people: "leaf (pod 3, rail 2)", or "leaf (pod 3)" where a pod has one."""
+        pod, rail = divmod(leaf, self.cluster.rails)
+        return f"leaf (pod {pod}, rail {rail})" if self.cluster.rails > 1 else f"leaf (pod {pod})"
+
     @cached_property
     def _below_leaf(self) -> Ints:
         """(G,) index of each GPU's NIC below its leaf."""
@@ -243,9 +266,7 @@ class _Detours:
         return works
 
     def _cut_off(self, message: int) -> str:
-        rails = self.members.cluster.rails
-        src, dst = (int(end[message]) for end in self.ends[0])
-        names = [f"leaf {leaf} (pod {leaf // rails}, rail {leaf % rails})" for leaf in (src, dst)]
+        names = [self.members.leaf_name(int(end[message])) for end in self.ends[0]]
         return (
             f"no path is alive from {names[0]} to {names[1]}: every one of {self.members.paths(1):,} spines is cut off"
         )

@@ -106,6 +106,11 @@ class Cluster:
         return replace(self, first_gpu=first, **{name: getattr(self, name)[order] for name in columns})
 
     @cached_property
+    def line_rate(self) -> Floats:
+        """(G,) bytes/s of each NIC's line in full health, before what the fabric's efficiency leaves."""
+        return np.array([min(t.nic, self.fabric.link) for t in self.node_types])[self.gpu_type]
+
+    @cached_property
     def _type_rails(self) -> Ints:
         return np.array([t.rails for t in self.node_types], np.int16)
 

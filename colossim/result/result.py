@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from colossim import __version__
 from colossim.engine.record import CATEGORIES, LinkUse, StepRecord
 from colossim.errors import SimulationError
+from colossim.flows import Pinned
 from colossim.result.power import power_of
+from colossim.result.routing import routing_of
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
 
@@ -26,7 +28,8 @@ class Result:
 
     Per-GPU figures are per GPU in the job. breakdown_s: seconds of the rank class that computes longest, by what they
     went to; they add up to step_time_s. links: a link class each. mix: what a job of several node types costs itself.
-    notes: keys of the scenario that changed nothing. record: the played step, for plots.
+    collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind that a step runs. routing: what it does to
+    flows (`result.routing`). notes: keys of the scenario that changed nothing. record: the played step, for plots.
     """
 
     scenario: str
@@ -50,6 +53,8 @@ class Result:
     bound: str
     memory_bytes: dict[str, float]
     links: dict[str, dict[str, float]]
+    collectives: tuple[dict[str, Any], ...]
+    routing: dict[str, Any]
     power_W: float
     energy_per_step_J: float
     time_to_train_s: float | None
@@ -110,6 +115,8 @@ def build_result(
     assumptions: list[str],
     notes: list[str],
     mix: dict[str, Any] | None,
+    chosen: tuple[tuple[str, str, float, int, str, str], ...],
+    pinned: Pinned | None,
 ) -> Result:
     """Puts a played step into numbers. The step is deterministic, so every step of the run is like it.
 
@@ -144,6 +151,13 @@ def build_result(
         bound=_bound(breakdown, links, step),
         memory_bytes=memory,
         links=links,
+        collectives=tuple(dict(zip(_COLLECTIVE, kind, strict=True)) for kind in chosen),
+        routing=routing_of(
+            scenario.cluster.fabric.routing,
+            pinned,
+            frozenset((kind[0], kind[4].removesuffix("-tree")) for kind in chosen),
+            links,
+        ),
         power_W=power.power,
         energy_per_step_J=power.energy,
         time_to_train_s=None if tokens is None else tokens / tokens_per_step * step,
@@ -192,6 +206,7 @@ def _figures(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, flo
 
 #: Stands in the name of every link of a graph.
 ARROW = " -> "
+_COLLECTIVE = ("channel", "operation", "bytes", "nodes", "algorithm", "protocol")
 #: Above this many link classes those of a kind are one entry.
 _FEW = 64
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from colossim.engine.record import LABEL
+from colossim.result.fabric import show_fabric
 from colossim.result.result import ARROW, kind_of
 from colossim.units import (
     format_compute,
@@ -72,6 +73,9 @@ def show(result: Result, console: Console) -> None:
     _say(console, ("Bound by", "bold"), f" {result.bound}.")
     if result.mix is not None:
         _say(console, ("Mixed", "bold"), f" {_mix(result.mix)}")
+    if result.collectives:
+        _say(console, ("Collectives", "bold"), f" {'; '.join(collectives(result.collectives))}.")
+    _say(console, ("Routing", "bold"), f" {routing(result.routing)}.")
     for title, lines in (("Assumed:", result.assumptions), ("Note:", result.notes)):
         for line in lines:
             _say(console, (title, "dim"), f" {line}")
@@ -191,6 +195,43 @@ def _mix(mix: dict[str, Any]) -> str:
     return f"job: {mix['pace']} sets the pace; " + "; ".join(parts) + "."
 
 
+def collectives(kinds: Sequence[dict[str, Any]]) -> list[str]:
+    """Kinds of collectives in words, such as "data reduce-scatter 355 MB to 757 MB: pat/simple"; those alike are one."""
+    sizes: dict[tuple[str, str], list[float]] = {}
+    for kind in kinds:
+        what = f"{kind['channel']} {kind['operation']}".replace("_", "-")
+        sizes.setdefault((what, f"{kind['algorithm']}/{kind['protocol']}"), []).append(kind["bytes"])
+    found = []
+    for (what, how), of in sizes.items():
+        low, high = format_size(min(of)), format_size(max(of))
+        found.append(f"{what} {low if low == high else f'{low} to {high}'}: {how}")
+    return found
+
+
+def routing(told: dict[str, Any]) -> str:
+    """One sentence: how fast pinned flows move together, and where they meet."""
+    words, hottest = str(told["policy"]), told["hottest"]
+    if told.get("rate_share"):
+        share = told["rate_share"]
+        many = f" ({told['flows_per_nic']:.3g} a NIC)" if told["flows_per_nic"] > 1 else ""
+        pairs = many + f" of {told['queue_pairs']} queue pairs" if told["queue_pairs"] > 1 else many
+        words += (
+            f": {told['channel'].replace('_', ' ')} flows{pairs} move at {share['mean']:.2f} of line rate in the mean, "
+            f"{share['min']:.2f} at worst"
+        )
+    elif "flows" in told:
+        words += ": no flow leaves its leaf"
+    if hottest and "flows" in hottest[0]:
+        if hottest[0]["flows"] == 1:
+            return f"{words}; none meets another"
+        words += f"; hottest: {hottest[0]['link']}, with {hottest[0]['flows']} flows"
+    elif hottest:
+        words += (
+            f"; busiest above the NICs: {hottest[0]['link']}, {format_share(hottest[0]['busy_fraction'])} of the time"
+        )
+    return words
+
+
 def show_measured(row: Row, console: Console) -> None:
     """Prints the summary of a variant, and how far it is from what was measured."""
     assert row.result is not None
@@ -201,10 +242,18 @@ def show_measured(row: Row, console: Console) -> None:
 
 
 def show_rows(rows: Sequence[Row], console: Console) -> None:
-    """One row a variant; below, why some could not be played."""
+    """One row a variant, those of the fabric alone first; below, why some could not be played."""
     from rich.table import Table
     from rich.text import Text
 
+    fabrics = [(row.label, row.fabric) for row in rows if row.fabric is not None]
+    if fabrics:
+        show_fabric(fabrics, console)
+    rows = [row for row in rows if row.fabric is None]
+    if not rows:
+        return
+    if fabrics:
+        console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("case", overflow="fold")
     measured = any(row.measured is not None for row in rows)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from colossim.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
+    from colossim.result.fabric import FabricResult
     from colossim.result.result import Result
 
 #: What a run writes; nothing else in the folder is touched.
@@ -56,12 +57,8 @@ def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:
 
     Raises OSError, with the file's name.
     """
-    for name in FILES:
-        # A picture of the run that was here before would be a lie, also if this one is interrupted.
-        if name.endswith(".png"):
-            (folder / name).unlink(missing_ok=True)
     made = [
-        whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n")),
+        write_summary(result, folder),
         whole(folder / "steps.csv", lambda file: file.write(_steps(result).encode())),
     ]
     if plots:
@@ -71,6 +68,17 @@ def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:
             axes = draw(result)
             made.append(whole(folder / f"{name}.png", partial(save, axes)))
     return made
+
+
+def write_summary(result: Result | FabricResult, folder: Path) -> Path:
+    """Writes summary.json over that of a run that was here before, and takes its pictures and steps away.
+
+    Raises OSError, with the file's name.
+    """
+    for name in FILES[1:]:
+        # Those of the run that was here before would be a lie, also if this one is interrupted.
+        (folder / name).unlink(missing_ok=True)
+    return whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n"))
 
 
 def _steps(result: Result) -> str:

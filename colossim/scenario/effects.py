@@ -61,6 +61,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             "adaptive routing uses all paths",
         ),
         (
+            "cluster.fabric.paths_per_flow",
+            fabric.routing == "static",
+            "static routing pins all queue pairs between two ends to one path",
+        ),
+        (
             "cluster.fabric.blocks_per_zone",
             fabric.tiers < 4,
             f"a fabric of {fabric.tiers} tiers has no zones",
@@ -83,7 +88,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             scenario.run.collectives == "chunked" and scenario.run.fold != "off",
             "chunked collectives are played unfolded",
         ),
-        ("run.seed", True, "nothing is drawn at random in this run"),
+        (
+            "run.seed",
+            fabric.routing != "ecmp" and job.placement != "scattered" and scenario.traffic is None,
+            "nothing is drawn at random in this run",
+        ),
     ]
     if fabric.type == "graph":
         of_all = ("cluster.fabric.paths_per_flow",)

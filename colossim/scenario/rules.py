@@ -20,6 +20,8 @@ MOST_STEPS = 1_000_000
 MOST_LAYERS = 10_000
 #: Forward and backward passes of all stages: each takes tens of events, and some kB.
 MOST_PASSES = 1_000_000
+#: A queue pair takes about 0.5 kB, and some microseconds.
+MOST_FLOWS = 20_000_000
 
 
 def check(scenario: Scenario, report: Report) -> None:
@@ -27,6 +29,7 @@ def check(scenario: Scenario, report: Report) -> None:
     job = scenario.job
     _check_size(scenario, report)
     _check_fabric(scenario, report)
+    _check_traffic(scenario, report)
     _check_model(job, report)
     _check_tensor(job, report)
     _check_stages(job, report)
@@ -62,6 +65,29 @@ def _check_fabric(scenario: Scenario, report: Report) -> None:
         report("cluster.fabric.graph", "is missing: the file of a networkx graph (.graphml, .gexf, .json)")
     if fabric.routing != "adaptive":
         report("cluster.fabric.routing", f"`{fabric.routing}` isn't available on a graph yet: use adaptive")
+
+
+def _check_traffic(scenario: Scenario, report: Report) -> None:
+    traffic, fabric = scenario.traffic, scenario.cluster.fabric
+    if traffic is None:
+        return
+    nodes, gpus = sum(group.count for group in scenario.cluster.nodes), scenario.cluster.gpus
+    if len({group.type.gpus for group in scenario.cluster.nodes}) > 1 and traffic.pattern != "permutation":
+        report("traffic.pattern", f"{traffic.pattern} needs nodes of one size: permutation takes any")
+    pairs = fabric.paths_per_flow if fabric.routing == "ecmp" else 1
+    flows = gpus * traffic.flows_per_nic * pairs
+    if flows > MOST_FLOWS:
+        message = f"{flows:,} flows (queue pairs counted) are more than can be told apart: at most {MOST_FLOWS:,}"
+        report("traffic.flows_per_nic", message)
+    if traffic.pattern == "all_to_all" and traffic.flows_per_nic >= nodes:
+        report("traffic.flows_per_nic", f"{traffic.flows_per_nic} peers: {nodes:,} nodes have at most {nodes - 1:,}")
+    if traffic.pattern == "shift":
+        distance = traffic.distance or fabric.nodes_per_pod
+        if distance % nodes == 0:
+            message = f"a shift by {distance:,} of {nodes:,} nodes ends where it began: write another distance"
+            report("traffic.distance", message)
+    elif traffic.distance is not None:
+        report("traffic.distance", f"is a shift's: leave it out with pattern: {traffic.pattern}")
 
 
 def _check_model(job: JobSpec, report: Report) -> None:

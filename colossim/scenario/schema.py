@@ -166,6 +166,18 @@ class NamedJob(JobSpec):
     name: str = Field(description="what the job is called")
 
 
+class TrafficSpec(Facts):
+    """Messages of every NIC at once, over the fabric alone: played in place of a step."""
+
+    pattern: Literal["permutation", "shift", "all_to_all"] = Field(
+        description="each NIC to another at random, to one some nodes on, or to `flows_per_nic` peers all over the cluster"
+    )
+    flows_per_nic: Positive = Field(
+        default=1, description="flows that a NIC sends at once, each a connection of its own"
+    )
+    distance: Positive | None = Field(default=None, description="nodes that a shift goes; a pod when absent")
+
+
 class RunSpec(Facts):
     """How to play it."""
 
@@ -208,6 +220,7 @@ class Scenario(Facts):
     cluster: ClusterSpec = Field(description="nodes and fabric")
     job: JobSpec = Field(description="the training job; of several, the first")
     jobs: tuple[NamedJob, ...] = Field(default=(), description="several jobs on one fabric, in place of `job`")
+    traffic: TrafficSpec | None = Field(default=None, description="the fabric alone, in place of a step of the job")
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="variants, as a product")
