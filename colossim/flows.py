@@ -58,7 +58,6 @@ class Pinned:
         channel = np.repeat(np.arange(len(parts)), [0 if part is None else part.group.size for part in parts])
         members = Members.of(cluster)
         capacity = members.capacity()
-        alive = None
         # A connection is its channel's own: its number and its two ends are what is hashed.
         key = (channel * gpus + flows.src) * gpus + flows.dst
         paths = hashed_paths(
@@ -70,7 +69,7 @@ class Pinned:
             seed=seed,
             paths_per_flow=fabric.paths_per_flow,
             policy="static" if fabric.routing == "static" else "ecmp",
-            alive=alive,
+            alive=capacity > 0,
         )
         pair = np.arange(paths.flow.size)
         who = np.concatenate([paths.who, pair, pair])

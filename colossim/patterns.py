@@ -41,12 +41,13 @@ def ring(cluster: Cluster, members: Ints) -> Footprint:
     enters = runs.start[after] + lane * runs.size[after] // width
     src, dst = flat[leaves], flat[enters]
     routes = cluster.routes(src, dst)
-    own_nic = edges.message(group, src, dst, routes)
+    own_nic, into_own = edges.message(group, src, dst, routes)
 
     gpus = cluster.gpus
     exits = np.bincount(leaves, minlength=flat.size)
     entries = np.bincount(enters, minlength=flat.size)
     direct = np.bincount(leaves[own_nic], minlength=flat.size)
+    received = np.bincount(enters[into_own], minlength=flat.size)
     inside = np.repeat(runs.count == 1, n)
     width_of = np.repeat(runs.lanes, n)
     out = np.where(inside, 1, width_of - exits)
@@ -74,7 +75,7 @@ def ring(cluster: Cluster, members: Ints) -> Footprint:
             (0, NVLINK_OUT, spread(out)),
             (0, NVLINK_IN, spread(into)),
             (0, NIC_OUT, spread(direct)),
-            (0, NIC_IN, spread(entries)),
+            (0, NIC_IN, spread(received)),
         ),
         group=group_rows,
         link=link_rows,
@@ -134,7 +135,7 @@ def _neighbours(cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int
     gpus = cluster.gpus
     edges = Edges(cluster, groups)
     routes = cluster.routes(src, dst)
-    own_nic = edges.message(group, src, dst, routes)
+    own_nic, into_own = edges.message(group, src, dst, routes)
     inside = routes.level == 0
 
     def marked(where: Ints) -> Floats:
@@ -153,7 +154,7 @@ def _neighbours(cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int
             (0, NVLINK_OUT, marked(src[inside])),
             (receiver, NVLINK_IN, marked(dst[inside])),
             (0, NIC_OUT, marked(src[own_nic])),
-            (receiver, NIC_IN, marked(dst[~inside])),
+            (receiver, NIC_IN, marked(dst[into_own])),
         ),
         group=group_rows,
         link=link_rows,
@@ -191,7 +192,8 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     On a rail-optimized fabric that forwards (PXN), a message crosses NVLink to the sender's neighbour on the rail of its
     destination and leaves there: NVLink carries (q-1) n/q messages a GPU, the NIC n-q, and the leaf of a rail only what
     goes to that rail. Otherwise messages leave by the sender's own NIC. These are counted by place, never by pair; only
-    where nodes hold other rails of the group than their peers, or several GPUs a rail, each message is looked up.
+    where nodes hold other rails of the group than their peers, or several GPUs a rail, or a NIC is gone, each message is
+    looked up.
     members: (G, n) GPUs, ascending in each row. Latency: all messages start together, the farthest one counts.
     """
     groups, n = members.shape
@@ -200,8 +202,9 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     fabric = cluster.fabric
     forwarding = fabric.type == "rail-optimized" and fabric.rails == "forward"
     alike = _same_rails(cluster, runs, flat, n)
-    forwards = alike & forwarding
-    looked_up = ~alike & forwarding
+    gone = (cluster.nic[members] == 0).any(axis=1) & (runs.count > 1)
+    forwards = alike & forwarding & ~gone
+    looked_up = (~alike & forwarding) | gone
     q = np.repeat(runs.size, runs.size)
     pxn = np.repeat(forwards & (runs.count > 1), n)
     nvlink = np.where(pxn, (q - 1) * n / q, q - 1).astype(np.float64)
@@ -235,8 +238,9 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
                 edges.add(whose[used], cluster.bundle_offset(level, downward) + bundle[used], weight[used])
     leaves = into.copy()
     if looked_up.any():
-        leaves[flat[by_lookup]] = 0.0
-        leaves += _each_message(cluster, edges, members, np.flatnonzero(looked_up))
+        leaves[flat[by_lookup]] = into[flat[by_lookup]] = 0.0
+        leaving, entering = _each_message(cluster, edges, members, np.flatnonzero(looked_up))
+        leaves, into = leaves + leaving, into + entering
     flows: Flows | None = edges.flows()
     if edges.pinned:
         # Counts by place don't say which flow goes where.
@@ -294,11 +298,14 @@ def _same_rails(cluster: Cluster, runs: Runs, flat: Ints, n: int) -> NDArray[np.
     return np.asarray(np.logical_and.reduceat(alike, runs.first) | (runs.count == 1))
 
 
-def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) -> Floats:
-    """Books the routes of all messages of some groups, some groups at a time; (gpus,) messages that leave by the own NIC."""
+def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) -> tuple[Floats, Floats]:
+    """Books the routes of all messages of some groups, some groups at a time.
+
+    Two (gpus,): messages that leave, and that enter, by the own NIC.
+    """
     n = members.shape[1]
     sender, receiver = (index.ravel() for index in np.indices((n, n)))
-    leaving = np.zeros(cluster.gpus)
+    leaving, entering = np.zeros(cluster.gpus), np.zeros(cluster.gpus)
     together = max(1, _PAIRS_AT_ONCE // (n * n))
     for begin in range(0, which.size, together):
         some = which[begin : begin + together]
@@ -306,9 +313,10 @@ def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) ->
         group = np.repeat(some, n * n)
         outside = cluster.gpu_node[src] != cluster.gpu_node[dst]
         src, dst, group = src[outside], dst[outside], group[outside]
-        own = edges.message(group, src, dst, cluster.routes(src, dst))
-        leaving += np.bincount(src[own], minlength=cluster.gpus)
-    return leaving
+        leaves, enters = edges.message(group, src, dst, cluster.routes(src, dst))
+        leaving += np.bincount(src[leaves], minlength=cluster.gpus)
+        entering += np.bincount(dst[enters], minlength=cluster.gpus)
+    return leaving, entering
 
 
 #: Messages looked up at once, so that a large job needs no more memory for them than for its ranks.

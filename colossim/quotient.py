@@ -242,7 +242,8 @@ def with_worst_bundles(traffic: Traffic, partition: Partition) -> Quotient:
         weight = np.bincount(inverse, weights=footprint.weight[keep], minlength=key.size)
         sums.append((key // total, key % total, weight))
         np.add.at(loads, key % total, weight)
-    pressure = loads / traffic.capacity
+    # A NIC that is gone has no capacity, and no load.
+    pressure = loads / np.where(traffic.capacity > 0, traffic.capacity, 1.0)
     tiers = [
         (traffic.cluster.bundle_offset(level, down), traffic.cluster.bundle_capacity(level).size)
         for level in LEVELS

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from colossim import patterns, trees
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
-from colossim.footprint import LEVELS, Floats, Footprint, Ints
+from colossim.errors import SimulationError
+from colossim.footprint import LEVELS, Floats, Footprint, Ints, with_stand_ins
 from colossim.nccl import CAN
 from colossim.scenario.derive import Plan
 
@@ -176,15 +177,16 @@ def build_traffic(
         roles = tuple(_group_of(column, ranks) for column in columns)
         if name in _FIXED:
             algorithm, builder = _FIXED[name]
-            channels.append(Channel(name, algorithm, members, roles, builder(cluster, members)))
+            channels.append(Channel(name, algorithm, members, roles, _footprint(builder, cluster, members)))
             continue
         for algorithm, builder in ALGORITHMS.items():
             if algorithm == "ring" or (algorithm in algorithms and operations[name] & CAN[algorithm]):
-                footprint = builder(cluster, members)
+                footprint = _footprint(builder, cluster, members)
                 if footprint.usable.any():
                     channels.append(Channel(name, algorithm, members, roles, footprint))
     stage = stage_of_ranks(plan)
     capacity = cluster.capacity()
+    _check_ways(cluster, channels, capacity)
     return Traffic(
         cluster=cluster,
         ranks=ranks,
@@ -197,11 +199,27 @@ def build_traffic(
     )
 
 
+def _footprint(builder: Builder, cluster: Cluster, members: Ints) -> Footprint:
+    footprint = builder(cluster, members)
+    if cluster.any_dark and members.shape[1] > 2:
+        return with_stand_ins(footprint, cluster, members)
+    return footprint
+
+
 def _group_of(members: Ints, ranks: int) -> Ints:
     """(G, k) members -> (ranks,) the group of each rank, -1 where it has none."""
     group_of = np.full(ranks, -1, dtype=np.int32)
     group_of[members] = np.arange(members.shape[0], dtype=np.int32)[:, None]
     return group_of
+
+
+def _check_ways(cluster: Cluster, channels: list[Channel], capacity: Floats) -> None:
+    """Raises SimulationError if messages must cross a bundle whose links are all dead."""
+    for channel in channels:
+        dead = np.flatnonzero(capacity[channel.footprint.link] == 0)
+        if dead.size:
+            link = int(channel.footprint.link[dead[0]])
+            raise SimulationError(f"{cluster.above(link)} is dead, and {channel.name} messages must cross it")
 
 
 def _slack(cluster: Cluster, channels: list[Channel], capacity: Floats) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from colossim.catalog.types import Fabric, NodeType
+from colossim.cluster.damage import damaged
 from colossim.cluster.topology import Cluster, nics_below_a_leaf, rails_with_gpus
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.schema import ClusterSpec
@@ -31,21 +32,7 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
     nic = np.array([min(t.nic, fabric.link) * fabric.efficiency for t in types])[gpu_type]
     nvlink = np.array([t.gpu.nvlink for t in types])[gpu_type]
     problems = _wiring(fabric, types, int(node_type.size), gpus)
-    for i, weak in enumerate(spec.degraded):
-        here = f"cluster.degraded.{i}"
-        if weak.node >= node_type.size:
-            problems.append(
-                Problem(f"{here}.node", f"{weak.node} is no node: they are numbered 0 to {node_type.size - 1}")
-            )
-        elif weak.gpu >= sizes[weak.node]:
-            problems.append(Problem(f"{here}.gpu", f"{weak.gpu} is no GPU of the node: 0 to {sizes[weak.node] - 1}"))
-        elif not 0 < weak.rate <= 1:
-            problems.append(Problem(f"{here}.rate", "is what is left of the rate: more than 0 %, at most 100 %"))
-        else:
-            (nic if weak.link == "nic" else nvlink)[first_gpu[weak.node] + weak.gpu] *= weak.rate
-    if problems:
-        raise ScenarioError(problems)
-    return Cluster(
+    cluster = Cluster(
         node_types=tuple(types),
         fabric=fabric,
         node_type=node_type,
@@ -57,6 +44,12 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
         nvlink=nvlink,
         nic=nic,
     )
+    if spec.degraded:
+        cluster, wrong = damaged(cluster, spec.degraded)
+        problems += wrong
+    if problems:
+        raise ScenarioError(problems)
+    return cluster
 
 
 def _wiring(fabric: Fabric, types: list[NodeType], nodes: int, gpus: int) -> list[Problem]:
