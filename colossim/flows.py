@@ -94,28 +94,33 @@ class Pinned:
         """(S,) rows of each queue pair."""
         return np.bincount(self.who, minlength=self.flows.group.size * self.pairs)
 
+    @cached_property
+    def _start(self) -> Ints:
+        """(S,) first row of each queue pair."""
+        return np.cumsum(self._width) - self._width
+
     def pair_rates(self, active: NDArray[np.bool_], *, nics: bool = True) -> Floats:
         """(S of the active flows,) bytes/s of an edge that their queue pairs allow, max-min fair. active: (F,).
 
         A queue pair moves its part of the edges that its flow stands for: weight / pairs of that rate. nics: whether flows
         share their NICs, too; else a NIC is only a limit to each of them, and sharing it is left to the engine.
         """
-        of_pair = np.repeat(active, self.pairs)
-        rows = np.repeat(of_pair, self._width)
-        count = int(of_pair.sum())
-        who = np.repeat(np.arange(count), self._width[of_pair])
-        where = self.where[rows]
+        chosen = np.flatnonzero(active)
+        pair = (chosen[:, None] * self.pairs + np.arange(self.pairs)).ravel()
+        count, width = pair.size, self._width[pair]
+        who = np.repeat(np.arange(count), width)
+        # A pair's rows are side by side: those of the chosen ones, without a look at the others.
+        first = self._start[pair] - (np.cumsum(width) - width)
+        where = self.where[np.repeat(first, width) + np.arange(who.size)]
         cap = np.full(count, np.inf)
         if not nics:
             fabric = where < self.members.links
             who, where = who[fabric], where[fabric]
             nic = self.traffic.cluster.nic
-            cap = np.repeat(np.minimum(nic[self.flows.src[active]], nic[self.flows.dst[active]]), self.pairs)
-        used = np.zeros(self.capacity.size, dtype=bool)
-        used[where] = True
-        number = np.cumsum(used) - 1
-        weight = np.repeat(self.flows.weight[active] / self.pairs, self.pairs)[who]
-        return max_min(who, number[where], weight, self.capacity[used], cap)
+            cap = np.repeat(np.minimum(nic[self.flows.src[chosen]], nic[self.flows.dst[chosen]]), self.pairs)
+        used, number = np.unique(where, return_inverse=True)
+        weight = np.repeat(self.flows.weight[chosen] / self.pairs, self.pairs)[who]
+        return max_min(who, number, weight, self.capacity[used], cap)
 
     def group_rates(self, active: NDArray[np.bool_]) -> list[Floats]:
         """For each channel (G,) bytes/s of an edge that the fabric allows each group's slowest flow; inf where it has none."""
