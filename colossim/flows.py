@@ -211,11 +211,18 @@ class Pace:
         size = np.bincount(self._flow_kind, minlength=len(self.colours) * self._stride)
         present = np.flatnonzero(size)
         place = np.cumsum(size > 0) - 1
-        uses = np.zeros((present.size, self.pinned.members.links), dtype=bool)
         fabric = self.pinned.where < self.pinned.members.links
         kind = place[np.repeat(self._flow_kind, self.pinned.pairs)]
-        uses[kind[self.pinned.who[fabric]], self.pinned.where[fabric]] = True
-        together = np.array([(uses & mine).any(axis=1) for mine in uses]).reshape(present.size, present.size)
+        # Each kind once a link, link by link: m kinds on one link are m^2 pairs.
+        row = np.unique(self.pinned.where[fabric].astype(np.int64) * present.size + kind[self.pinned.who[fabric]])
+        link, user = row // present.size, row % present.size
+        first = np.flatnonzero(np.diff(link, prepend=-1))
+        many = np.diff(first, append=row.size)
+        sharing = np.repeat(many, many)
+        one = np.repeat(user, sharing)
+        within = np.arange(one.size) - np.repeat(np.cumsum(sharing) - sharing, sharing)
+        together = np.eye(present.size, dtype=bool)
+        together[one, user[np.repeat(np.repeat(first, many), sharing) + within]] = True
         names = [(int(number) // self._stride, int(number) % self._stride) for number in present]
         return {
             name: frozenset(names[j] for j in np.flatnonzero(row)) for name, row in zip(names, together, strict=True)
