@@ -21,7 +21,7 @@ PARTS = {
     "a leaf dead": "{switch: leaf, pod: 0, rail: 3}",
     "a rail dead": "{rail: 3}",
 }
-#: Of these, the ones that ecmp answers in seconds: a leaf, whose pod no other is like, has thousands of classes.
+#: Of these, the ones that ecmp answers in seconds: a dead leaf leaves over a thousand classes, each with flows of its own.
 HASHED = ("none", "an uplink at 50 %", "an uplink dead", "a core uplink dead", "a spine dead")
 
 

@@ -190,6 +190,7 @@ class Pace:
     typical: tuple[NDArray[np.bool_], ...]
     _known: dict[tuple[Kind, frozenset[Kind]], Floats] = field(default_factory=dict)
     _limits: dict[frozenset[Kind], dict[Kind, float]] = field(default_factory=dict)
+    _wholes: dict[frozenset[int], frozenset[Kind]] = field(default_factory=dict)
 
     @cached_property
     def _flow_kind(self) -> Ints:
@@ -250,21 +251,24 @@ class Pace:
         standing = {kind_of[item] for item in in_flight if self.typical[item[0]][item[1]]}
         others = standing or set(kind_of.values())
         others |= {kind for item, kind in kind_of.items() if not self._apart[item[0]]}
+        channels = frozenset(channel for channel, _ in others)
         found = {}
+        rates: dict[Kind, Floats] = {}
         for item, kind in kind_of.items():
             if kind not in self._near:
                 found[item] = np.inf
                 continue
-            if self.crowded:
-                beside = self._whole(frozenset({channel for channel, _ in others} | {kind[0]}))
-            else:
-                beside = (self._near[kind] & others) | {kind}
-            found[item] = float(self._solved(kind, beside)[item[1]])
+            if kind not in rates:
+                beside = self._whole(channels | {kind[0]}) if self.crowded else (self._near[kind] & others) | {kind}
+                rates[kind] = self._solved(kind, beside)
+            found[item] = float(rates[kind][item[1]])
         return found
 
     def _whole(self, channels: frozenset[int]) -> frozenset[Kind]:
         """All kinds of some channels."""
-        return frozenset(kind for kind in self._near if kind[0] in channels)
+        if channels not in self._wholes:
+            self._wholes[channels] = frozenset(kind for kind in self._near if kind[0] in channels)
+        return self._wholes[channels]
 
     @cached_property
     def _apart(self) -> tuple[bool, ...]:
