@@ -58,7 +58,6 @@ class Pinned:
         channel = np.repeat(np.arange(len(parts)), [0 if part is None else part.group.size for part in parts])
         members = Members.of(cluster)
         capacity = members.capacity()
-        alive = None
         # A connection is its channel's own: its number and its two ends are what is hashed.
         key = (channel * gpus + flows.src) * gpus + flows.dst
         paths = hashed_paths(
@@ -70,7 +69,7 @@ class Pinned:
             seed=seed,
             paths_per_flow=fabric.paths_per_flow,
             policy="static" if fabric.routing == "static" else "ecmp",
-            alive=alive,
+            alive=capacity > 0,
         )
         pair = np.arange(paths.flow.size)
         who = np.concatenate([paths.who, pair, pair])
@@ -95,28 +94,33 @@ class Pinned:
         """(S,) rows of each queue pair."""
         return np.bincount(self.who, minlength=self.flows.group.size * self.pairs)
 
+    @cached_property
+    def _start(self) -> Ints:
+        """(S,) first row of each queue pair."""
+        return np.cumsum(self._width) - self._width
+
     def pair_rates(self, active: NDArray[np.bool_], *, nics: bool = True) -> Floats:
         """(S of the active flows,) bytes/s of an edge that their queue pairs allow, max-min fair. active: (F,).
 
         A queue pair moves its part of the edges that its flow stands for: weight / pairs of that rate. nics: whether flows
         share their NICs, too; else a NIC is only a limit to each of them, and sharing it is left to the engine.
         """
-        of_pair = np.repeat(active, self.pairs)
-        rows = np.repeat(of_pair, self._width)
-        count = int(of_pair.sum())
-        who = np.repeat(np.arange(count), self._width[of_pair])
-        where = self.where[rows]
+        chosen = np.flatnonzero(active)
+        pair = (chosen[:, None] * self.pairs + np.arange(self.pairs)).ravel()
+        count, width = pair.size, self._width[pair]
+        who = np.repeat(np.arange(count), width)
+        # A pair's rows are side by side: those of the chosen ones, without a look at the others.
+        first = self._start[pair] - (np.cumsum(width) - width)
+        where = self.where[np.repeat(first, width) + np.arange(who.size)]
         cap = np.full(count, np.inf)
         if not nics:
             fabric = where < self.members.links
             who, where = who[fabric], where[fabric]
             nic = self.traffic.cluster.nic
-            cap = np.repeat(np.minimum(nic[self.flows.src[active]], nic[self.flows.dst[active]]), self.pairs)
-        used = np.zeros(self.capacity.size, dtype=bool)
-        used[where] = True
-        number = np.cumsum(used) - 1
-        weight = np.repeat(self.flows.weight[active] / self.pairs, self.pairs)[who]
-        return max_min(who, number[where], weight, self.capacity[used], cap)
+            cap = np.repeat(np.minimum(nic[self.flows.src[chosen]], nic[self.flows.dst[chosen]]), self.pairs)
+        used, number = np.unique(where, return_inverse=True)
+        weight = np.repeat(self.flows.weight[chosen] / self.pairs, self.pairs)[who]
+        return max_min(who, number, weight, self.capacity[used], cap)
 
     def group_rates(self, active: NDArray[np.bool_]) -> list[Floats]:
         """For each channel (G,) bytes/s of an edge that the fabric allows each group's slowest flow; inf where it has none."""
@@ -186,6 +190,7 @@ class Pace:
     typical: tuple[NDArray[np.bool_], ...]
     _known: dict[tuple[Kind, frozenset[Kind]], Floats] = field(default_factory=dict)
     _limits: dict[frozenset[Kind], dict[Kind, float]] = field(default_factory=dict)
+    _wholes: dict[frozenset[int], frozenset[Kind]] = field(default_factory=dict)
 
     @cached_property
     def _flow_kind(self) -> Ints:
@@ -207,11 +212,18 @@ class Pace:
         size = np.bincount(self._flow_kind, minlength=len(self.colours) * self._stride)
         present = np.flatnonzero(size)
         place = np.cumsum(size > 0) - 1
-        uses = np.zeros((present.size, self.pinned.members.links), dtype=bool)
         fabric = self.pinned.where < self.pinned.members.links
         kind = place[np.repeat(self._flow_kind, self.pinned.pairs)]
-        uses[kind[self.pinned.who[fabric]], self.pinned.where[fabric]] = True
-        together = np.array([(uses & mine).any(axis=1) for mine in uses]).reshape(present.size, present.size)
+        # Each kind once a link, link by link: m kinds on one link are m^2 pairs.
+        row = np.unique(self.pinned.where[fabric].astype(np.int64) * present.size + kind[self.pinned.who[fabric]])
+        link, user = row // present.size, row % present.size
+        first = np.flatnonzero(np.diff(link, prepend=-1))
+        many = np.diff(first, append=row.size)
+        sharing = np.repeat(many, many)
+        one = np.repeat(user, sharing)
+        within = np.arange(one.size) - np.repeat(np.cumsum(sharing) - sharing, sharing)
+        together = np.eye(present.size, dtype=bool)
+        together[one, user[np.repeat(np.repeat(first, many), sharing) + within]] = True
         names = [(int(number) // self._stride, int(number) % self._stride) for number in present]
         return {
             name: frozenset(names[j] for j in np.flatnonzero(row)) for name, row in zip(names, together, strict=True)
@@ -239,21 +251,24 @@ class Pace:
         standing = {kind_of[item] for item in in_flight if self.typical[item[0]][item[1]]}
         others = standing or set(kind_of.values())
         others |= {kind for item, kind in kind_of.items() if not self._apart[item[0]]}
+        channels = frozenset(channel for channel, _ in others)
         found = {}
+        rates: dict[Kind, Floats] = {}
         for item, kind in kind_of.items():
             if kind not in self._near:
                 found[item] = np.inf
                 continue
-            if self.crowded:
-                beside = self._whole(frozenset({channel for channel, _ in others} | {kind[0]}))
-            else:
-                beside = (self._near[kind] & others) | {kind}
-            found[item] = float(self._solved(kind, beside)[item[1]])
+            if kind not in rates:
+                beside = self._whole(channels | {kind[0]}) if self.crowded else (self._near[kind] & others) | {kind}
+                rates[kind] = self._solved(kind, beside)
+            found[item] = float(rates[kind][item[1]])
         return found
 
     def _whole(self, channels: frozenset[int]) -> frozenset[Kind]:
         """All kinds of some channels."""
-        return frozenset(kind for kind in self._near if kind[0] in channels)
+        if channels not in self._wholes:
+            self._wholes[channels] = frozenset(kind for kind in self._near if kind[0] in channels)
+        return self._wholes[channels]
 
     @cached_property
     def _apart(self) -> tuple[bool, ...]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.cluster import NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster, GraphRoutes, Routes
+from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster, GraphRoutes, Routes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[Any]
+Bools = NDArray[np.bool_]
 #: Levels of bundles: leaf, block, zone.
 LEVELS = (1, 2, 3)
 
@@ -78,11 +79,31 @@ class Footprint:
         )
 
 
+def with_stand_ins(footprint: Footprint, cluster: Cluster, members: Ints) -> Footprint:
+    """The footprint with `nic_weight` raised where a member's NIC also carries what it takes for its neighbours.
+
+    members: (G, n) GPUs. Only within a group: what groups put on each other's NICs is shared link by link.
+    """
+    owner = np.full(cluster.gpus, -1)
+    owner[members] = np.arange(members.shape[0])[:, None]
+    columns = {kind: weights for _, kind, weights in footprint.own}
+    heaviest = footprint.nic_weight.copy()
+    for kind in (NIC_OUT, NIC_IN):
+        here = footprint.link // cluster.gpus == kind
+        group, gpu = footprint.group[here], footprint.link[here] % cluster.gpus
+        key, inverse = np.unique(group.astype(np.int64) * cluster.gpus + gpu, return_inverse=True)
+        whose, via = key // cluster.gpus, key % cluster.gpus
+        load = np.bincount(inverse, weights=footprint.weight[here], minlength=key.size).astype(np.float64)
+        load += np.where(owner[via] == whose, columns[kind][via], 0.0)
+        np.maximum.at(heaviest, whose, load)
+    return replace(footprint, nic_weight=heaviest)
+
+
 @dataclass(frozen=True)
 class Flows:
-    """Edges above the leaves, F in all. group: whose.  src: the GPU whose NIC it leaves by.  dst.  level: of `Routes`.
+    """Edges above the leaves, F in all. group: whose.  src, dst: the GPUs whose NICs it leaves and enters by.
 
-    weight: edges that a flow stands for.
+    weight: edges that a flow stands for.  level: of `Routes`.
     """
 
     group: Ints
@@ -133,29 +154,35 @@ class Edges:
         if group.size:
             self._rows.append((group, link, weight))
 
-    def message(self, group: Ints, src: Ints, dst: Ints, routes: Routes) -> NDArray[np.bool_]:
-        """Books bundles and relays of edges outside the node; returns which edges leave by their own NIC."""
+    def message(self, group: Ints, src: Ints, dst: Ints, routes: Routes) -> tuple[Bools, Bools]:
+        """Books bundles and relays of edges outside the node; which edges leave, and which enter, by their end's own NIC."""
         cluster = self.cluster
         if isinstance(cluster, GraphCluster) and isinstance(routes, GraphRoutes):
             cluster.book(group, routes, self.add)
-            outside: NDArray[np.bool_] = routes.level > 0
-            return outside
+            away: Bools = routes.level > 0
+            return away, away
         gpus = cluster.gpus
-        relayed = (routes.exit_gpu != src) & (routes.level > 0)
+        outside = routes.level > 0
+        leaves, enters = routes.exit_gpu == src, routes.entry_gpu == dst
+        relayed = outside & ~leaves
         if relayed.any():
             via, one = routes.exit_gpu[relayed], np.ones(int(relayed.sum()))
             for link in (NVLINK_OUT * gpus + src[relayed], NVLINK_IN * gpus + via, NIC_OUT * gpus + via):
                 self.add(group[relayed], link, one)
+        received = outside & ~enters
+        if received.any():
+            via, one = routes.entry_gpu[received], np.ones(int(received.sum()))
+            for link in (NIC_IN * gpus + via, NVLINK_OUT * gpus + via, NVLINK_IN * gpus + dst[received]):
+                self.add(group[received], link, one)
         if self.pinned:
             far = np.flatnonzero(routes.level > 1)
-            self._flows.append(
-                Flows(group[far], routes.exit_gpu[far], np.asarray(dst)[far], routes.level[far], np.ones(far.size))
-            )
+            ends = routes.exit_gpu[far], np.asarray(routes.entry_gpu)[far]
+            self._flows.append(Flows(group[far], *ends, routes.level[far], np.ones(far.size)))
         for level in LEVELS:
             crossing = routes.level > level
             if not crossing.any():
                 break
-            who, out, into = group[crossing], routes.exit_gpu[crossing], dst[crossing]
+            who, out, into = group[crossing], routes.exit_gpu[crossing], routes.entry_gpu[crossing]
             self.crossings[level - 1] += np.bincount(who, minlength=self.crossings.shape[1])
             self.feeds[0, level - 1, out] = True
             self.feeds[1, level - 1, into] = True
@@ -164,8 +191,7 @@ class Edges:
                 one = np.ones(who.size)
                 self.add(who, cluster.bundle_offset(level, False) + member_of(out), one)
                 self.add(who, cluster.bundle_offset(level, True) + member_of(into), one)
-        own: NDArray[np.bool_] = ~relayed & (routes.level > 0)
-        return own
+        return outside & leaves, outside & enters
 
     def take(self, other: Edges, share: float) -> None:
         """Adds what another collection holds, each of its edges standing for `share` of one here."""

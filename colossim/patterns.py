@@ -41,12 +41,13 @@ def ring(cluster: Cluster, members: Ints) -> Footprint:
     enters = runs.start[after] + lane * runs.size[after] // width
     src, dst = flat[leaves], flat[enters]
     routes = cluster.routes(src, dst)
-    own_nic = edges.message(group, src, dst, routes)
+    own_nic, into_own = edges.message(group, src, dst, routes)
 
     gpus = cluster.gpus
     exits = np.bincount(leaves, minlength=flat.size)
     entries = np.bincount(enters, minlength=flat.size)
     direct = np.bincount(leaves[own_nic], minlength=flat.size)
+    received = np.bincount(enters[into_own], minlength=flat.size)
     inside = np.repeat(runs.count == 1, n)
     width_of = np.repeat(runs.lanes, n)
     out = np.where(inside, 1, width_of - exits)
@@ -74,7 +75,7 @@ def ring(cluster: Cluster, members: Ints) -> Footprint:
             (0, NVLINK_OUT, spread(out)),
             (0, NVLINK_IN, spread(into)),
             (0, NIC_OUT, spread(direct)),
-            (0, NIC_IN, spread(entries)),
+            (0, NIC_IN, spread(received)),
         ),
         group=group_rows,
         link=link_rows,
@@ -136,7 +137,7 @@ def _neighbours(cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int
     gpus = cluster.gpus
     edges = Edges(cluster, groups)
     routes = cluster.routes(src, dst)
-    own_nic = edges.message(group, src, dst, routes)
+    own_nic, into_own = edges.message(group, src, dst, routes)
     inside = routes.level == 0
 
     def marked(where: Ints) -> Floats:
@@ -155,7 +156,7 @@ def _neighbours(cluster: Cluster, src: Ints, dst: Ints, group: Ints, groups: int
             (0, NVLINK_OUT, marked(src[inside])),
             (receiver, NVLINK_IN, marked(dst[inside])),
             (0, NIC_OUT, marked(src[own_nic])),
-            (receiver, NIC_IN, marked(dst[~inside])),
+            (receiver, NIC_IN, marked(dst[into_own])),
         ),
         group=group_rows,
         link=link_rows,
@@ -187,49 +188,14 @@ def pair(cluster: Cluster, members: Ints) -> Footprint:
     return _neighbours(cluster, members[:, 0], members[:, 1], np.arange(groups), groups, 1)
 
 
-def storage(cluster: Cluster, members: Ints, *, tiers: int) -> Footprint:
-    """Every GPU writes to storage through its own NIC, and up `tiers` - 1 levels of bundles. members: (G, 1)."""
-    gpus, src = cluster.gpus, members[:, 0]
-    groups = src.size
-    edges = Edges(cluster, groups)
-    for level in LEVELS[: tiers - 1]:
-        if not cluster.bundle_capacity(level).size:
-            break
-        edges.crossings[level - 1] = 1.0
-        edges.feeds[0, level - 1, src] = True
-        if cluster.can_bind(level):
-            where = (cluster.leaf, cluster.block, cluster.zone)[level - 1](src)
-            edges.add(np.arange(groups), cluster.bundle_offset(level, False) + where, np.ones(groups))
-    column = np.zeros(gpus)
-    column[src] = 1.0
-    rows = edges.rows()
-    none = np.zeros(groups)
-    return Footprint(
-        own=((0, NIC_OUT, column),),
-        group=rows[0],
-        link=rows[1],
-        weight=rows[2],
-        share=np.ones(groups),
-        nodes=np.ones(groups, np.int64),
-        nvlink_steps=none,
-        network_steps=none,
-        switches=none,
-        nvlink_weight=none,
-        nic_weight=np.ones(groups),
-        crossings=edges.crossings,
-        feeds=edges.feeds,
-        usable=np.ones(groups, dtype=bool),
-        flows=edges.flows(),
-    )
-
-
 def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     """Every member has a message for every other; counts are messages a link.
 
     On a rail-optimized fabric that forwards (PXN), a message crosses NVLink to the sender's neighbour on the rail of its
     destination and leaves there: NVLink carries (q-1) n/q messages a GPU, the NIC n-q, and the leaf of a rail only what
     goes to that rail. Otherwise messages leave by the sender's own NIC. These are counted by place, never by pair; only
-    where nodes hold other rails of the group than their peers, or several GPUs a rail, each message is looked up.
+    where nodes hold other rails of the group than their peers, or several GPUs a rail, or a NIC is gone, each message is
+    looked up.
     members: (G, n) GPUs, ascending in each row. Latency: all messages start together, the farthest one counts.
     """
     groups, n = members.shape
@@ -238,8 +204,9 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     fabric = cluster.fabric
     forwarding = fabric.type == "rail-optimized" and fabric.rails == "forward"
     alike = _same_rails(cluster, runs, flat, n)
-    forwards = alike & forwarding
-    looked_up = np.full(groups, True) if isinstance(cluster, GraphCluster) else ~alike & forwarding
+    gone = (cluster.nic[members] == 0).any(axis=1) & (runs.count > 1)
+    forwards = alike & forwarding & ~gone
+    looked_up = np.full(groups, True) if isinstance(cluster, GraphCluster) else (~alike & forwarding) | gone
     q = np.repeat(runs.size, runs.size)
     pxn = np.repeat(forwards & (runs.count > 1), n)
     nvlink = np.where(pxn, (q - 1) * n / q, q - 1).astype(np.float64)
@@ -275,9 +242,10 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
     far = (edges.crossings > 0).sum(axis=0)
     switches = np.where(runs.count > 1, 2 * far + 1, 0) * fabric.hop_latency
     if looked_up.any():
-        leaves[flat[by_lookup]] = 0.0
-        leaving, longest = _each_message(cluster, edges, members, np.flatnonzero(looked_up))
-        leaves, switches = leaves + leaving, np.where(looked_up, longest, switches)
+        leaves[flat[by_lookup]] = into[flat[by_lookup]] = 0.0
+        leaving, entering, longest = _each_message(cluster, edges, members, np.flatnonzero(looked_up))
+        leaves, into = leaves + leaving, into + entering
+        switches = np.where(looked_up, longest, switches)
     flows: Flows | None = edges.flows()
     if edges.pinned:
         # Counts by place don't say which flow goes where.
@@ -333,14 +301,14 @@ def _same_rails(cluster: Cluster, runs: Runs, flat: Ints, n: int) -> NDArray[np.
     return np.asarray(np.logical_and.reduceat(alike, runs.first) | (runs.count == 1))
 
 
-def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) -> tuple[Floats, Floats]:
+def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) -> tuple[Floats, Floats, Floats]:
     """Books the routes of all messages of some groups, some groups at a time.
 
-    Returns (gpus,) messages that leave by the own NIC, and (groups,) s in switches of the farthest one.
+    Two (gpus,): messages that leave, and that enter, by the own NIC; (groups,) s in switches of the farthest one.
     """
     n = members.shape[1]
     sender, receiver = (index.ravel() for index in np.indices((n, n)))
-    leaving, longest = np.zeros(cluster.gpus), np.zeros(members.shape[0])
+    leaving, entering, longest = np.zeros(cluster.gpus), np.zeros(cluster.gpus), np.zeros(members.shape[0])
     together = max(1, _PAIRS_AT_ONCE // (n * n) // (_LINKS_A_WAY if isinstance(cluster, GraphCluster) else 1))
     for begin in range(0, which.size, together):
         some = which[begin : begin + together]
@@ -349,10 +317,11 @@ def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) ->
         outside = cluster.gpu_node[src] != cluster.gpu_node[dst]
         src, dst, group = src[outside], dst[outside], group[outside]
         routes = cluster.routes(src, dst)
-        own = edges.message(group, src, dst, routes)
-        leaving += np.bincount(src[own], minlength=cluster.gpus)
+        leaves, enters = edges.message(group, src, dst, routes)
+        leaving += np.bincount(src[leaves], minlength=cluster.gpus)
+        entering += np.bincount(dst[enters], minlength=cluster.gpus)
         np.maximum.at(longest, group, routes.latency)
-    return leaving, longest
+    return leaving, entering, longest
 
 
 #: Messages looked up at once, so that a large job needs no more memory for them than for its ranks.

@@ -125,7 +125,7 @@ def _passive_links(traffic: Traffic, partition: Partition) -> tuple[LinkClass, .
     """Bundles that the partition leaves out, a class a level and direction."""
     cluster = traffic.cluster
     classes = []
-    for _, first, size in cluster.tiers:
+    for _, first, size in cluster.ranges:
         out = first + np.flatnonzero(partition.link[first : first + size] < 0)
         if out.size:
             mean = float(traffic.capacity[out].mean())
@@ -142,7 +142,7 @@ def _passive_weights(
     classes = int(colours.max()) + 1
     columns = []
     for link_class in passive:
-        level, first, size = next(tier for tier in cluster.tiers if 0 <= link_class.first - tier[1] < tier[2])
+        level, first, size = next(tier for tier in cluster.ranges if 0 <= link_class.first - tier[1] < tier[2])
         if cluster.can_bind(level):
             here = (footprint.link >= first) & (footprint.link < first + size)
             here[here] = partition.link[footprint.link[here]] < 0
@@ -247,10 +247,11 @@ def with_worst_bundles(traffic: Traffic, partition: Partition) -> Quotient:
         weight = np.bincount(inverse, weights=footprint.weight[keep], minlength=key.size)
         sums.append((key // total, key % total, weight))
         np.add.at(loads, key % total, weight)
-    pressure = loads / traffic.capacity
+    # A NIC that is gone has no capacity, and no load.
+    pressure = loads / np.where(traffic.capacity > 0, traffic.capacity, 1.0)
     chosen: set[int] = set()
     for classes, link, _ in sums:
-        for _, first, size in traffic.cluster.tiers:
+        for _, first, size in traffic.cluster.ranges:
             inside = (link >= first) & (link < first + size)
             if inside.any():
                 order = np.lexsort((-link[inside], pressure[link[inside]], classes[inside]))

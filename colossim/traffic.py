@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim import patterns, trees
+from colossim import patterns, trees, writes
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster
-from colossim.footprint import LEVELS, Floats, Footprint, Ints
+from colossim.errors import SimulationError
+from colossim.footprint import LEVELS, Floats, Footprint, Ints, with_stand_ins
 from colossim.nccl import CAN
 from colossim.scenario.derive import Plan
 
@@ -207,7 +208,7 @@ def join_traffic(cluster: Cluster, shares: Sequence[Share], storage_tiers: int =
     channels = [channel for job, share in enumerate(shares) for channel in _channels(cluster, share, job, ranks)]
     if storage_tiers:
         writers = np.concatenate([np.arange(s.first, s.first + s.plan.world, dtype=np.int32) for s in shares])[:, None]
-        footprint = patterns.storage(cluster, writers, tiers=storage_tiers)
+        footprint = writes.storage(cluster, writers, tiers=storage_tiers)
         channels.append(Channel(STORAGE, "write", 0, writers, (_group_of(writers, ranks),), footprint))
     stage = np.full(ranks, sum(share.plan.pipeline for share in shares), np.int32)
     before = 0
@@ -215,6 +216,7 @@ def join_traffic(cluster: Cluster, shares: Sequence[Share], storage_tiers: int =
         stage[share.first : share.first + share.plan.world] = stage_of_ranks(share.plan) + np.int32(before)
         before += share.plan.pipeline
     capacity = cluster.capacity()
+    _check_ways(cluster, channels, capacity)
     return Traffic(
         cluster=cluster,
         ranks=ranks,
@@ -238,14 +240,21 @@ def _channels(cluster: Cluster, share: Share, job: int, ranks: int) -> list[Chan
         roles = tuple(_group_of(column, ranks) for column in columns)
         if name in _FIXED:
             algorithm, builder = _FIXED[name]
-            found.append(Channel(name, algorithm, job, members, roles, builder(cluster, members)))
+            found.append(Channel(name, algorithm, job, members, roles, _footprint(builder, cluster, members)))
             continue
         for algorithm, builder in ALGORITHMS.items():
             if algorithm == "ring" or (algorithm in share.algorithms and share.operations[name] & CAN[algorithm]):
-                footprint = builder(cluster, members)
+                footprint = _footprint(builder, cluster, members)
                 if footprint.usable.any():
                     found.append(Channel(name, algorithm, job, members, roles, footprint))
     return found
+
+
+def _footprint(builder: Builder, cluster: Cluster, members: Ints) -> Footprint:
+    footprint = builder(cluster, members)
+    if cluster.any_dark and members.shape[1] > 2:
+        return with_stand_ins(footprint, cluster, members)
+    return footprint
 
 
 def _group_of(members: Ints, ranks: int) -> Ints:
@@ -253,6 +262,15 @@ def _group_of(members: Ints, ranks: int) -> Ints:
     group_of = np.full(ranks, -1, dtype=np.int32)
     group_of[members] = np.arange(members.shape[0], dtype=np.int32)[:, None]
     return group_of
+
+
+def _check_ways(cluster: Cluster, channels: list[Channel], capacity: Floats) -> None:
+    """Raises SimulationError if messages must cross a bundle whose links are all dead."""
+    for channel in channels:
+        dead = np.flatnonzero(capacity[channel.footprint.link] == 0)
+        if dead.size:
+            link = int(channel.footprint.link[dead[0]])
+            raise SimulationError(f"{cluster.above(link)} is dead, and {channel.name} messages must cross it")
 
 
 def _slack(cluster: Cluster, channels: list[Channel], capacity: Floats) -> NDArray[np.bool_]:

@@ -139,10 +139,12 @@ def nvls(cluster: Cluster, members: Ints) -> Footprint:
 def collnet(cluster: Cluster, members: Ints) -> Footprint:
     """SHARP: the NVSwitch reduces a node, the fabric's switches the rest: every NIC sends S/q up and takes S/q back.
 
-    The tree of switches is drawn along the members' leaves: a leaf sends one flow up and takes one back.
+    The tree of switches is drawn along the members' leaves: a leaf sends one flow up and takes one back. Groups with a
+    member whose NIC is gone can't use it.
     """
     groups, n = members.shape
     runs, even = _even(cluster, members)
+    even &= ~(cluster.nic[members] == 0).any(axis=1)
     flat, gpus = members.ravel(), cluster.gpus
     group = np.repeat(np.arange(groups), n)
     edges = Edges(cluster, groups)
@@ -203,9 +205,9 @@ def _over_trees(
     latency = np.zeros(lanes.at.size)
     for src, dst in ((lanes.at, lanes.above), (lanes.above, lanes.at)):
         routes = cluster.routes(flat[src], flat[dst])
-        own = edges.message(lanes.group, flat[src], flat[dst], routes)
-        out += np.bincount(src[own], minlength=flat.size)
-        into += np.bincount(dst, minlength=flat.size)
+        leaves, enters = edges.message(lanes.group, flat[src], flat[dst], routes)
+        out += np.bincount(src[leaves], minlength=flat.size)
+        into += np.bincount(dst[enters], minlength=flat.size)
         latency = np.maximum(latency, routes.latency)
     deepest, longest = _depths(lanes, latency, flat.size, groups)
     start = np.arange(groups) * n
@@ -263,11 +265,11 @@ def pat(cluster: Cluster, members: Ints) -> Footprint:
         group = np.repeat(some, n)
         routes = cluster.routes(src, dst)
         step = Edges(cluster, groups)
-        own = step.message(group, src, dst, routes)
+        leaves, enters = step.message(group, src, dst, routes)
         share = chunks / (n - 1)
         edges.take(step, share)
-        out += np.bincount(src[own], minlength=gpus) * share
-        into += np.bincount(dst, minlength=gpus) * share
+        out += np.bincount(src[leaves], minlength=gpus) * share
+        into += np.bincount(dst[enters], minlength=gpus) * share
         worst = np.zeros(groups)
         np.maximum.at(worst, group, routes.latency)
         longest += worst

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from colossim.catalog.types import Fabric, NodeType
+from colossim.cluster.damage import damaged
 from colossim.cluster.graph_cluster import GraphCluster
 from colossim.cluster.own import OwnFabric, check_connected, own_fabric
 from colossim.cluster.topology import Cluster, nics_below_a_leaf, rails_with_gpus
@@ -41,20 +42,6 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
         own, problems = _graph(spec, sizes.tolist())
     else:
         problems = _wiring(fabric, types, int(node_type.size), gpus)
-    for i, weak in enumerate(spec.degraded):
-        here = f"cluster.degraded.{i}"
-        if weak.node >= node_type.size:
-            problems.append(
-                Problem(f"{here}.node", f"{weak.node} is no node: they are numbered 0 to {node_type.size - 1}")
-            )
-        elif weak.gpu >= sizes[weak.node]:
-            problems.append(Problem(f"{here}.gpu", f"{weak.gpu} is no GPU of the node: 0 to {sizes[weak.node] - 1}"))
-        elif not 0 < weak.rate <= 1:
-            problems.append(Problem(f"{here}.rate", "is what is left of the rate: more than 0 %, at most 100 %"))
-        else:
-            (nic if weak.link == "nic" else nvlink)[first_gpu[weak.node] + weak.gpu] *= weak.rate
-    if problems:
-        raise ScenarioError(problems)
     cluster = Cluster(
         node_types=tuple(types),
         fabric=fabric,
@@ -67,6 +54,11 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
         nvlink=nvlink,
         nic=nic,
     )
+    if spec.degraded:
+        cluster, wrong = damaged(cluster, spec.degraded)
+        problems += wrong
+    if problems:
+        raise ScenarioError(problems)
     if own is None:
         return cluster
     check_connected(own)

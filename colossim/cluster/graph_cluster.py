@@ -68,7 +68,7 @@ class Feeds:
 class GraphCluster(Cluster):
     """Nodes on a graph. own: the graph's links.  feeds: grows with every message that is routed."""
 
-    own: OwnFabric
+    own: OwnFabric = field(kw_only=True)
     feeds: Feeds = field(default_factory=Feeds, repr=False, compare=False)
 
     @staticmethod
@@ -118,7 +118,7 @@ class GraphCluster(Cluster):
         return (np.zeros(0),) * 3
 
     @property
-    def tiers(self) -> tuple[tuple[int, int, int], ...]:
+    def ranges(self) -> tuple[tuple[int, int, int], ...]:
         """The graph's links are one range, of level 0."""
         return ((0, super().links, self.own.links),)
 
@@ -172,7 +172,7 @@ class GraphCluster(Cluster):
         message = outside[spread.message]
         for way, end in enumerate((src, dst)):
             self.feeds.note(way, spread.link * self.gpus + end[message], spread.share)
-        return GraphRoutes(level, src, latency, message, super().links + spread.link, spread.share)
+        return GraphRoutes(level, src, dst, latency, message, super().links + spread.link, spread.share)
 
     def book(self, group: Ints, routes: GraphRoutes, add: Callable[[Ints, Ints, Floats], None]) -> None:
         """Adds (group, link, weight) of messages. group: (E,) of each."""

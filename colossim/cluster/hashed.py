@@ -43,14 +43,7 @@ class Members:
 
     @staticmethod
     def of(cluster: Cluster) -> Members:
-        fabric = cluster.fabric
-        down = (
-            nics_below_a_leaf(fabric, cluster.node_types),
-            cluster.rails * fabric.pods_per_block,
-            fabric.blocks_per_zone,
-        )
-        leaf, spine, core = (max(1, round(ports / fabric.ratio(tier))) for tier, ports in enumerate(down))
-        return Members(cluster, (leaf, spine, core))
+        return Members(cluster, cluster.ways)
 
     def paths(self, level: int) -> int:
         """Links up (and down) of one leaf (level 1), block (2) or zone (3)."""
@@ -75,10 +68,8 @@ class Members:
         return self.offset(level, down) + np.asarray(group, np.int64) * self.paths(level) + path
 
     def capacity(self) -> Floats:
-        """(links,) bytes/s of every link in full health."""
-        each = [
-            np.repeat(self.cluster.bundle_capacity(level) / self.paths(level), self.paths(level)) for level in (1, 2, 3)
-        ]
+        """(links,) bytes/s of every link: 0 of a dead one."""
+        each = [self.cluster.member_capacity(level).ravel() for level in (1, 2, 3)]
         return np.concatenate([link for pair in each for link in (pair, pair)])
 
     def table(self, of_links: NDArray[Any], level: int, down: bool) -> NDArray[Any]:

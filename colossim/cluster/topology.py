@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim.catalog.types import Fabric, NodeType
+from colossim.errors import SimulationError
 
 if TYPE_CHECKING:
     import networkx
@@ -58,13 +59,16 @@ class Routes:
 
     level: (E,) 0 same node, 1 one leaf, 2 over the spines of a block, 3 over the cores of a zone, 4 over the top tier.
     exit_gpu: (E,) the GPU whose NIC the message leaves by: the source, unless it is forwarded over NVLink to the GPU of
-    its node on the destination's rail.  latency: (E,) s of the switches (1, 3, 5, 7 of them); 0 in the node.
-    A message of level 2 or more crosses the up bundle of leaf(exit_gpu) and the down bundle of leaf(destination); from
+    its node on the destination's rail, or its NIC is gone and a neighbour stands in.  entry_gpu: (E,) the GPU whose NIC
+    it enters by: the destination, or who stands in for it.  latency: (E,) s of the switches (1, 3, 5, 7 of them); 0 in
+    the node.
+    A message of level 2 or more crosses the up bundle of leaf(exit_gpu) and the down bundle of leaf(entry_gpu); from
     level 3 on also those of their blocks, at level 4 those of their zones.
     """
 
     level: NDArray[np.int8]
     exit_gpu: Ints
+    entry_gpu: Ints
     latency: Floats
 
 
@@ -73,7 +77,10 @@ class Cluster:
     """Nodes on a fabric. G GPUs, N nodes; nodes are numbered as they stand, GPUs in the order in which jobs take them.
 
     node_type: (N,) index into node_types.  first_gpu: (N,) of each node.  gpu_node, gpu_local, gpu_rail, gpu_type: (G,).
-    nvlink, nic: (G,) bytes/s of one direction, degraded links and the fabric's efficiency applied.
+    nvlink, nic: (G,) bytes/s of one direction, degraded links and the fabric's efficiency applied; 0 for a NIC below a
+    dead leaf switch.
+    health: share of its rate that each single link above a leaf, then above a spine, keeps: (leaves, U), (blocks, U V),
+    numbered as in `colossim.cluster.hashed`. Empty: all are whole.
     """
 
     node_types: tuple[NodeType, ...]
@@ -86,6 +93,7 @@ class Cluster:
     gpu_type: NDArray[np.int16]
     nvlink: Floats
     nic: Floats
+    health: tuple[Floats, ...] = ()
 
     @property
     def gpus(self) -> int:
@@ -137,36 +145,73 @@ class Cluster:
 
     def block(self, gpus: Ints) -> Ints:
         """Block of each GPU: pods that share their spines. With two tiers the spines join all pods."""
-        return self.pod(gpus) // np.int32(self.fabric.pods_per_block) if self._tiers > 2 else self.pod(gpus) * 0
+        return self.pod(gpus) // np.int32(self.fabric.pods_per_block) if self.tiers > 2 else self.pod(gpus) * 0
 
     def zone(self, gpus: Ints) -> Ints:
         """Zone of each GPU: blocks that share their cores. With three tiers the cores join all blocks."""
-        return self.block(gpus) // np.int32(self.fabric.blocks_per_zone) if self._tiers > 3 else self.pod(gpus) * 0
+        return self.block(gpus) // np.int32(self.fabric.blocks_per_zone) if self.tiers > 3 else self.pod(gpus) * 0
 
     @property
-    def _tiers(self) -> int:
+    def tiers(self) -> int:
+        """Of switches: one if all meet at a single switch."""
         return 1 if self.fabric.type == "single-switch" else self.fabric.tiers
 
     # -- links -------------------------------------------------------------------------------------------------------
     @cached_property
+    def ways(self) -> tuple[int, int, int]:
+        """(U, V, W) links up of a leaf, a spine and a core: its ports down over the oversubscription, rounded, at least 1."""
+        fabric = self.fabric
+        down = (nics_below_a_leaf(fabric, self.node_types), self.rails * fabric.pods_per_block, fabric.blocks_per_zone)
+        leaf, spine, core = (max(1, round(ports / fabric.ratio(tier))) for tier, ports in enumerate(down))
+        return leaf, spine, core
+
+    @cached_property
+    def groups(self) -> tuple[int, int, int]:
+        """Leaves, blocks and zones that there are, also where nothing is above them."""
+        last = np.array([int(np.argmax(self.gpu_node))])
+        return (int(self.pod(last)[0]) + 1) * self.rails, int(self.block(last)[0]) + 1, int(self.zone(last)[0]) + 1
+
+    def member_capacity(self, level: int) -> Floats:
+        """(groups, paths) bytes/s of the single links of the bundles of a level, up as down.
+
+        Each has its part of the bundle, so that rounding the number of links neither adds nor takes any.
+        """
+        whole = self._whole_bundles[level - 1]
+        paths = int(np.prod(self.ways[:level]))
+        members = np.repeat(whole[:, None] / paths, paths, axis=1)
+        return members * self.health[level - 1] if whole.size and level <= len(self.health) else members
+
+    @cached_property
     def _bundles(self) -> tuple[Floats, ...]:
-        fabric, last = self.fabric, np.array([int(np.argmax(self.gpu_node))])
+        kept = [*self.health, *[np.ones((1, 1))] * (3 - len(self.health))]
+        # Sorted, so that bundles which have lost as much are equal to the last bit.
+        return tuple(
+            whole * np.sort(share, axis=1).mean(axis=1) if whole.size else whole
+            for whole, share in zip(self._whole_bundles, kept, strict=True)
+        )
+
+    @cached_property
+    def _whole_bundles(self) -> tuple[Floats, ...]:
+        """Capacities of the bundles as if all their links were whole."""
+        fabric = self.fabric
         leaf = nics_below_a_leaf(fabric, self.node_types) * fabric.link * fabric.efficiency
         block = leaf * self.rails * fabric.pods_per_block
         sizes = (leaf, block, block * fabric.blocks_per_zone)
         above = 1.0
         bundles = []
-        for level, place in enumerate((self.leaf, self.block, self.zone)):
-            count = (int(self.pod(last)[0]) + 1) * self.rails if level == 0 else int(place(last)[0]) + 1
+        for level, count in enumerate(self.groups):
             above *= fabric.ratio(level)
-            needed = level + 1 < self._tiers and count > 1
+            needed = level + 1 < self.tiers and count > 1
             bundles.append(np.full(count if needed else 0, sizes[level] / above))
         return tuple(bundles)
 
     def bundle_capacity(self, level: int) -> Floats:
         """(groups,) bytes/s of the up (and of the down) bundle of each leaf (level 1), block (2) or zone (3).
 
-        A full pod's ports over the oversubscription of this boundary and those below, also when the pod is part-filled.
+        A full pod's ports over the oversubscription of this boundary and those below, also when the pod is part-filled,
+        less what degraded and dead links take: adaptive routing sprays over the links of a bundle in proportion to their
+        capacity. That leaves out where a link leads: a flow to a leaf whose link to spine i is dead can't use spine i
+        either, and here each end of it loses no more than its own links.
         Empty where the fabric has no such tier, or has only one group below it.
         """
         return self._bundles[level - 1]
@@ -219,7 +264,7 @@ class Cluster:
         return ""
 
     @property
-    def tiers(self) -> tuple[tuple[int, int, int], ...]:
+    def ranges(self) -> tuple[tuple[int, int, int], ...]:
         """(level, first link, links) of the fabric, for each level and direction."""
         return tuple(
             (level, self.bundle_offset(level, down), self.bundle_capacity(level).size)
@@ -227,28 +272,76 @@ class Cluster:
             for down in (False, True)
         )
 
+    def above(self, link: int) -> str:
+        """For people: all links of the bundle `link`, such as "every uplink of leaf 11 (pod 1, rail 3)"."""
+        for level, word in ((1, "leaf"), (2, "block"), (3, "zone")):
+            for down in (False, True):
+                group = link - self.bundle_offset(level, down)
+                if 0 <= group < self._bundles[level - 1].size:
+                    pod, rail = divmod(group, self.rails)
+                    where = f" (pod {pod}, rail {rail})" if level == 1 and self.rails > 1 else ""
+                    return f"every uplink of {word} {group}{where}"
+        raise IndexError(f"link {link} is no bundle")
+
     # -- routes ------------------------------------------------------------------------------------------------------
+    @cached_property
+    def any_dark(self) -> bool:
+        """Whether the NIC of some GPU is gone."""
+        return bool(np.any(self.nic == 0))
+
+    @cached_property
+    def stand_in(self) -> Ints:
+        """(G,) the GPU whose NIC takes each GPU's traffic: its own, or the next one of its node whose NIC is there; -1: none.
+
+        A NIC is gone when its leaf switch is dead. Traffic reaches the neighbour over NVLink, and shares its NIC.
+        """
+        found = np.arange(self.gpus)
+        gone = np.flatnonzero(self.nic == 0)
+        found[gone] = -1
+        sizes = np.array([t.gpus for t in self.node_types])[self.gpu_type[gone]]
+        first, local = self.first_gpu[self.gpu_node[gone]], self.gpu_local[gone].astype(np.int64)
+        for step in range(1, int(sizes.max(initial=0))):
+            neighbour = first + (local + step) % sizes
+            takes = (found[gone] < 0) & (self.nic[neighbour] > 0)
+            found[gone[takes]] = neighbour[takes]
+        return found
+
     def routes(self, src: Ints, dst: Ints) -> Routes:
-        """The ways of messages from GPUs src to GPUs dst (E,)."""
+        """The ways of messages from GPUs src to GPUs dst (E,). Raises SimulationError if a node has no NIC left for one."""
         inside = self.gpu_node[src] == self.gpu_node[dst]
-        exit_gpu = np.asarray(src)
+        exit_gpu, entry_gpu = np.asarray(src), np.asarray(dst)
+        if self.any_dark:
+            self._check_joined(src[~inside], dst[~inside])
+            entry_gpu = np.where(inside, dst, self.stand_in[dst])
         if self.rails > 1 and self.fabric.rails == "forward":
             # With fewer rails than GPUs the neighbour in the same tray is the one to forward to; a node that hasn't the
             # destination's rail sends over the spine.
             kind = self.gpu_type[src]
-            there = inside | (self.gpu_rail[dst] >= self._type_rails_with_gpus[kind])
-            exit_gpu = np.where(there, src, src + (self.gpu_rail[dst] - self.gpu_rail[src]))
+            there = inside | (self.gpu_rail[entry_gpu] >= self._type_rails_with_gpus[kind])
+            exit_gpu = np.where(there, src, src + (self.gpu_rail[entry_gpu] - self.gpu_rail[src]))
             if any(t.gpus % t.rails for t in self.node_types):
                 # The last tray of a node may lack the rail: the tray before it has it.
                 sizes = np.array([t.gpus for t in self.node_types])
                 beyond = exit_gpu >= self.first_gpu[self.gpu_node[src]] + sizes[kind]
                 exit_gpu = exit_gpu - np.where(beyond, self._type_rails[kind], 0)
+        if self.any_dark:
+            exit_gpu = np.where(inside, src, self.stand_in[exit_gpu])
         level = np.ones(inside.shape, np.int8)
         for place in (self.leaf, self.block, self.zone):
-            level += place(exit_gpu) != place(dst)
+            level += place(exit_gpu) != place(entry_gpu)
         level[inside] = 0
         latency = np.where(inside, 0.0, (2.0 * level - 1.0) * self.fabric.hop_latency)
-        return Routes(level, exit_gpu, latency)
+        return Routes(level, exit_gpu, entry_gpu, latency)
+
+    def _check_joined(self, src: Ints, dst: Ints) -> None:
+        for end, other in ((src, dst), (dst, src)):
+            alone = np.flatnonzero(self.stand_in[end] < 0)
+            if alone.size:
+                node, to = int(self.gpu_node[end[alone[0]]]), int(self.gpu_node[other[alone[0]]])
+                raise SimulationError(
+                    f"node {node} is cut off: the leaf switches of all its GPUs are dead, and it has messages to or from "
+                    f"node {to}"
+                )
 
     def graph(self, *, quotient: bool | None = None) -> networkx.DiGraph[Any]:
         """The topology as a networkx graph (see `colossim.cluster.graph`). None: whole if it is small, else folded."""

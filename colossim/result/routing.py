@@ -82,7 +82,9 @@ def hottest(members: Members, where: Ints, flow: Ints, asked: Floats, capacity: 
     """
     crossings = np.bincount(where, minlength=members.links)
     load = np.bincount(where, weights=asked[flow], minlength=members.links)
-    share = load / capacity[: members.links] if load.size else load
+    # Dead links carry nothing.
+    room = capacity[: members.links]
+    share = np.divide(load, room, out=np.zeros_like(load), where=room > 0) if load.size else load
     # The links may be a million: only those that can be among the most are sorted.
     least = np.partition(crossings, -HOTTEST)[-HOTTEST] if crossings.size > HOTTEST else 1
     among = np.flatnonzero(crossings >= max(1, least))

@@ -24,6 +24,7 @@ from colossim.catalog.quantities import (
 )
 from colossim.catalog.types import Fabric, Facts, Model, NodeType, Software
 from colossim.errors import Problem, ScenarioError
+from colossim.scenario.degraded import Degraded
 
 Axis = Literal["tensor", "context", "expert", "data", "pipeline"]
 ORDER: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
@@ -50,15 +51,6 @@ class NodeGroup(Facts):
     count: Positive = Field(description="how many nodes")
 
 
-class Degraded(Facts):
-    """A link of one GPU that runs below its rate."""
-
-    node: Natural = Field(description="index of the node, from 0")
-    gpu: Natural = Field(description="index of the GPU in the node, from 0")
-    link: Literal["nic", "nvlink"] = Field(default="nic", description="which of its links")
-    rate: SomeShare = Field(description="share of its rate that is left")
-
-
 class StorageTraffic(Facts):
     """What ranks write beside their steps (a checkpoint), on the fabric that they train over."""
 
@@ -75,7 +67,7 @@ class ClusterSpec(Facts):
     fabric: Annotated[Fabric, Named("fabrics")] = Field(
         description="catalogue name, fields, or `base: NAME` with changes"
     )
-    degraded: tuple[Degraded, ...] = Field(default=(), description="links below their rate")
+    degraded: tuple[Degraded, ...] = Field(default=(), description="links and switches below their rate, or dead")
     storage: StorageTraffic | None = Field(default=None, description="checkpoint writes on the training fabric")
     pue: Ratio = Field(default=1.2, description="power of the site over power of its IT")
 
