@@ -128,6 +128,7 @@ def test_a_wrong_scenario_writes_nothing(cli, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit(cli):
     """Exit 1, one line: by how much, on which stage, and changes that do fit."""
     changes = ["--set", "job.model=llama3-405b", "--set", "job.parallelism.virtual_pipeline=1"]

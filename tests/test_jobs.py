@@ -70,7 +70,7 @@ def test_alone_a_job_is_the_single_job_of_the_same_place(write, placement):
     assert result.jobs[0].alone.step_time_s == pytest.approx(simulate(scenario.alone(0)).step_time_s, rel=1e-9)
 
 
-@pytest.mark.parametrize("placement", ["packed", "scattered"])
+@pytest.mark.parametrize("placement", ["packed", pytest.param("scattered", marks=pytest.mark.slow)])
 def test_folded_jobs_are_unfolded_jobs(write, placement):
     """Together as alone: one process a class gives the times of one process a GPU."""
     times = {}
@@ -153,6 +153,7 @@ def test_the_result_is_plain_json(write):
     )
 
 
+@pytest.mark.slow
 def test_the_jobs_that_ship():
     """Packed, 49,152 GPUs each have pods of their own; scattered over a 4:1 fabric they lose some per cent; over a full
     one nothing."""

@@ -12,7 +12,11 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+#: The first runs with every change, the others take seconds.
+PACED = [path if path.stem.startswith("01") else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", PACED, ids=lambda p: p.stem)
 def test_a_notebook_runs(path):
     with warnings.catch_warnings():
         # Jupyter's own packages warn about each other's ages.

@@ -52,7 +52,15 @@ def forget():
     played.cache_clear()
 
 
-@pytest.mark.parametrize("key", VARIANTS)
+#: Those that take several seconds.
+LONG = {
+    "spectrum-x-claim: step, ecmp, 16 queue pairs",
+    "million-gpus",
+    *(key for key in VARIANTS if key.startswith(("korthikanti-2022: 530B", "korthikanti-2022: 1T"))),
+}
+
+
+@pytest.mark.parametrize("key", [pytest.param(k, marks=[pytest.mark.slow] if k in LONG else []) for k in VARIANTS])
 def test_a_scenario_that_ships(key, update_golden):
     name, variant = VARIANTS[key]
     result = played(key)
@@ -125,6 +133,7 @@ def test_the_same_twice():
     }
 
 
+@pytest.mark.slow
 def test_events_do_not_grow_with_identical_gpus():
     million = played("million-gpus")
     thousand = simulate(load_scenario("million-gpus", set=["cluster.nodes.0.count=128", "job.global_batch=128"]))
@@ -138,6 +147,7 @@ def test_colossus_names_its_spares():
     assert result.processes == result.classes["ranks"] == 8
 
 
+@pytest.mark.slow
 def test_predictions_of_published_runs(monkeypatch):
     """Untuned, the nine runs come out within 3 % on average, and none is further off than its flag explains."""
 
