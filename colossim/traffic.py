@@ -252,7 +252,7 @@ def _channels(cluster: Cluster, share: Share, job: int, ranks: int) -> list[Chan
 
 def _footprint(builder: Builder, cluster: Cluster, members: Ints) -> Footprint:
     footprint = builder(cluster, members)
-    if cluster.any_dark and members.shape[1] > 2:
+    if cluster.any_dark and builder is not patterns.pair:
         return with_stand_ins(footprint, cluster, members)
     return footprint
 

@@ -51,7 +51,9 @@ def random_scenario(seed):
         place = {"node": draw.randrange(total), "gpu": draw.randrange(8)}
         return {**place, "link": pick(["nic", "nvlink"]), "rate": f"{pick([25, 50, 80])} %"}
 
-    degraded = tuple(weak() for _ in range(pick([0, 0, 1, 2])))
+    # No link is named twice.
+    named = [weak() for _ in range(pick([0, 0, 1, 2]))]
+    degraded = tuple({(each["node"], each["gpu"], each["link"]): each for each in named}.values())
     moe = draw.random() < 0.4
     tensor = pick([1, 2, 4, 8] if moe is False else [1, 2, 4])
     pipeline = pick([1, 2, 2, 4])
