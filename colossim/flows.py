@@ -215,7 +215,8 @@ class Pace:
         fabric = self.pinned.where < self.pinned.members.links
         kind = place[np.repeat(self._flow_kind, self.pinned.pairs)]
         # Each kind once a link, link by link: m kinds on one link are m^2 pairs.
-        row = np.unique(self.pinned.where[fabric].astype(np.int64) * present.size + kind[self.pinned.who[fabric]])
+        row = np.sort(self.pinned.where[fabric].astype(np.int64) * present.size + kind[self.pinned.who[fabric]])
+        row = row[np.diff(row, prepend=-1) > 0]
         link, user = row // present.size, row % present.size
         first = np.flatnonzero(np.diff(link, prepend=-1))
         many = np.diff(first, append=row.size)
