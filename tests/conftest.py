@@ -13,8 +13,7 @@ def pytest_addoption(parser):
 def pytest_cmdline_main(config):
     """Golden numbers go into one file: one process writes it."""
     if config.getoption("--update-golden"):
-        config.option.numprocesses = config.option.dist = None
-        config.option.dist = "no"
+        config.option.numprocesses, config.option.dist = None, "no"
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_another_seed_is_another_hash():
     assert step("cluster.fabric.routing=ecmp", "run.seed=1") == step("cluster.fabric.routing=ecmp", "run.seed=1")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 6))])
 @pytest.mark.parametrize("placement", ["packed", "scattered"])
 def test_replicas_apart_stand_for_every_group(seed, placement, monkeypatch):
     """All 4 replicas apart, folded, against every rank and group by itself: tensor ranks of a replica wait for each other

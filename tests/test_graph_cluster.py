@@ -131,7 +131,7 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", [*range(16), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(16, 32))])
 def test_folded_equals_unfolded_on_the_examples(seed):
     agree(random_scenario(1000 + seed, *EXAMPLES[seed % 4]))
 
