@@ -8,8 +8,10 @@ are in flight: a step meets few such sets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,9 +120,11 @@ class Pinned:
             who, where = who[fabric], where[fabric]
             nic = self.traffic.cluster.nic
             cap = np.repeat(np.minimum(nic[self.flows.src[chosen]], nic[self.flows.dst[chosen]]), self.pairs)
-        used, number = np.unique(where, return_inverse=True)
+        met = np.zeros(self.capacity.size, dtype=bool)
+        met[where] = True
+        number = np.cumsum(met) - 1
         weight = np.repeat(self.flows.weight[chosen] / self.pairs, self.pairs)[who]
-        return max_min(who, number, weight, self.capacity[used], cap)
+        return max_min(who, number[where], weight, self.capacity[met], cap)
 
     def group_rates(self, active: NDArray[np.bool_]) -> list[Floats]:
         """For each channel (G,) bytes/s of an edge that the fabric allows each group's slowest flow; inf where it has none."""
@@ -173,6 +177,21 @@ class Pinned:
         return numbers[replica]
 
 
+class _Role(NamedTuple):
+    """What a class of groups counts as. Sets are integers with a bit for each unit.
+
+    unit: number of what comes and goes as one.  bit: the unit's own.  near: units that share links with it; 0 if it has no
+    flows.  typical: of the replicas that aren't apart.  sampled: whether some classes of its channel stand for those.
+    """
+
+    channel: int
+    unit: int
+    bit: int
+    near: int
+    typical: bool
+    sampled: bool
+
+
 @dataclass
 class Pace:
     """What pinned flows leave each class of groups, by the classes in flight.
@@ -188,9 +207,8 @@ class Pace:
     colours: tuple[Ints, ...]
     kinds: tuple[Ints, ...]
     typical: tuple[NDArray[np.bool_], ...]
-    _known: dict[tuple[Kind, frozenset[Kind]], Floats] = field(default_factory=dict)
-    _limits: dict[frozenset[Kind], dict[Kind, float]] = field(default_factory=dict)
-    _wholes: dict[frozenset[int], frozenset[Kind]] = field(default_factory=dict)
+    _known: dict[tuple[int, int], Floats] = field(default_factory=dict)
+    _roles: dict[Kind, _Role] = field(default_factory=dict)
 
     @cached_property
     def _flow_kind(self) -> Ints:
@@ -240,55 +258,59 @@ class Pace:
         """Channels that have pinned flows."""
         return frozenset(int(number) for number in np.flatnonzero(np.bincount(self.pinned.channel)))
 
-    def limits(self, in_flight: set[Kind]) -> dict[Kind, float]:
+    def limits(self, in_flight: Iterable[Kind]) -> dict[Kind, float]:
         """{(channel, class): bytes/s of an edge} of the groups that move bytes."""
-        key = frozenset(in_flight)
-        if key not in self._limits:
-            self._limits[key] = self._limit(key)
-        return self._limits[key]
-
-    def _limit(self, in_flight: frozenset[Kind]) -> dict[Kind, float]:
-        kind_of = {(channel, index): (channel, int(self.kinds[channel][index])) for channel, index in in_flight}
-        standing = {kind_of[item] for item in in_flight if self.typical[item[0]][item[1]]}
-        others = standing or set(kind_of.values())
-        others |= {kind for item, kind in kind_of.items() if not self._apart[item[0]]}
-        channels = frozenset(channel for channel, _ in others)
+        roles = {item: self._roles.get(item) or self._role(item) for item in in_flight}
+        every = standing = lasting = 0
+        for role in roles.values():
+            every |= role.bit
+            if role.typical:
+                standing |= role.bit
+            if not role.sampled:
+                lasting |= role.bit
+        others = (standing or every) | lasting
         found = {}
-        rates: dict[Kind, Floats] = {}
-        for item, kind in kind_of.items():
-            if kind not in self._near:
+        for item, role in roles.items():
+            if role.near:
+                beside = role.near & others | role.bit
+                rates = self._known.get((role.unit, beside))
+                found[item] = float((self._solved(role, beside) if rates is None else rates)[item[1]])
+            else:
                 found[item] = np.inf
-                continue
-            if kind not in rates:
-                beside = self._whole(channels | {kind[0]}) if self.crowded else (self._near[kind] & others) | {kind}
-                rates[kind] = self._solved(kind, beside)
-            found[item] = float(rates[kind][item[1]])
         return found
 
-    def _whole(self, channels: frozenset[int]) -> frozenset[Kind]:
-        """All kinds of some channels."""
-        if channels not in self._wholes:
-            self._wholes[channels] = frozenset(kind for kind in self._near if kind[0] in channels)
-        return self._wholes[channels]
+    def _role(self, item: Kind) -> _Role:
+        """What a class of groups counts as, found once."""
+        channel, index = item
+        kind = (channel, int(self.kinds[channel][index]))
+        near = 0
+        if kind in self._near:
+            near = -1 if self.crowded else sum(1 << self._unit(other) for other in self._near[kind])
+        unit = self._unit(kind)
+        typical = self.typical[channel]
+        role = _Role(channel, unit, 1 << unit, near, bool(typical[index]), bool(typical.any()))
+        self._roles[item] = role
+        return role
+
+    def _unit(self, kind: Kind) -> int:
+        """Number of what comes and goes as one: a kind, or where they are crowded a channel."""
+        return kind[0] if self.crowded else kind[0] * self._stride + kind[1]
 
     @cached_property
-    def _apart(self) -> tuple[bool, ...]:
-        """For each channel whether some of its classes stand for typical replicas."""
-        return tuple(bool(typical.any()) for typical in self.typical)
+    def _flow_unit(self) -> Ints:
+        """(F,) what each flow belongs to."""
+        return self.pinned.channel if self.crowded else self._flow_kind
 
-    def _solved(self, kind: Kind, beside: frozenset[Kind]) -> Floats:
-        """(classes,) of the kind's channel, when these kinds are in flight."""
-        key = (kind, beside)
-        if key not in self._known:
-            wanted = np.zeros(len(self.colours) * self._stride, dtype=bool)
-            wanted[[channel * self._stride + index for channel, index in beside]] = True
-            active = wanted[self._flow_kind]
-            rates = self.pinned.group_rates(active)
-            for channel in sorted({channel for channel, _ in (beside if self.crowded else [kind])}):
-                by_class = _by_class(rates[channel], self.colours[channel], self.typical[channel])
-                for other in [k for k in beside if k[0] == channel] if self.crowded else [kind]:
-                    self._known[other, beside] = by_class
-        return self._known[key]
+    def _solved(self, role: _Role, beside: int) -> Floats:
+        """(classes,) of the role's channel, when these units are in flight (a bit each)."""
+        units = [unit for unit in range(beside.bit_length()) if beside >> unit & 1]
+        wanted = np.zeros(len(self.colours) * self._stride, dtype=bool)
+        wanted[units] = True
+        rates = self.pinned.group_rates(wanted[self._flow_unit])
+        for unit in units if self.crowded else [role.unit]:
+            channel = unit if self.crowded else role.channel
+            self._known[unit, beside] = _by_class(rates[channel], self.colours[channel], self.typical[channel])
+        return self._known[role.unit, beside]
 
     @property
     def solves(self) -> int:

@@ -317,7 +317,7 @@ class Network:
         """Other flows are in flight: what the fabric leaves each pinned activity is looked up again."""
         self._changed = False
         assert self._pace is not None
-        limits = self._pace.limits({activity.pinned for activity in self._pinned if activity.pinned is not None})
+        limits = self._pace.limits(activity.pinned for activity in self._pinned if activity.pinned is not None)
         for activity in self._pinned:
             assert activity.pinned is not None
             cap = min(activity.reach, limits[activity.pinned])
