@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import accumulate
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,7 @@ def _predictions(runs: Sequence[Run], workers: int, progress: Progress | None) -
         return list(found.values())
     # The longest first, so that no worker ends with one of them alone; the order of the answers is that of the runs.
     longest = sorted(range(len(runs)), key=lambda i: -_passes(runs[i].scenario))
+    others = set(active_children())
     # Interrupted, a worker dies without words.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL))
     try:
@@ -138,7 +139,10 @@ def _predictions(runs: Sequence[Run], workers: int, progress: Progress | None) -
     except BrokenProcessPool:
         raise SimulationError("a process that predicts was killed: fewer --workers need less memory") from None
     finally:
-        pool.shutdown(wait=len(found) == len(runs), cancel_futures=True)
+        if len(found) < len(runs):
+            for worker in set(active_children()) - others:
+                worker.terminate()
+        pool.shutdown(cancel_futures=True)
     return [found[i] for i in range(len(runs))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks.readme_table import BEGIN, END, README, replaced
 from colossim import plot, validation
-from colossim.errors import ScenarioError
+from colossim.errors import ScenarioError, SimulationError
 from colossim.result.validation import markdown
 from colossim.scenario.variants import load_variants
 from colossim.shipped import published_names, scenario_path
@@ -140,6 +141,16 @@ def test_a_run_that_does_not_fit_is_played_and_listed():
 
 def test_workers_change_nothing():
     assert json.dumps(validate("internevo", workers=2)) == json.dumps(validate("internevo"))
+
+
+def _die(scenario):
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_told(monkeypatch):
+    monkeypatch.setattr(validation, "predict", _die)
+    with pytest.raises(SimulationError, match="fewer --workers"):
+        validate("internevo", workers=2)
 
 
 def test_the_calibration_leaves_two_columns(tmp_path, monkeypatch):
