@@ -34,9 +34,8 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def report():
+def report(runs):
     """Every run with a prediction that is 2 % too slow: the scoreboard without the time that playing takes."""
-    runs = published()
     made_up = [Prediction(1.02 * (run.measured.step_time or 1.0), 60e9, 80e9, 0) for run in runs]
     found = scoreboard(runs, made_up)
     for row in found["sources"].values():
@@ -140,7 +139,7 @@ def test_a_run_that_does_not_fit_is_played_and_listed():
 
 
 def test_workers_change_nothing():
-    assert json.dumps(validate("internevo", workers=2)) == json.dumps(validate("internevo"))
+    assert json.dumps(validate(FAST, workers=2)) == json.dumps(validate(FAST))
 
 
 def _die(scenario):
@@ -150,7 +149,7 @@ def _die(scenario):
 def test_a_worker_that_is_killed_is_told(monkeypatch):
     monkeypatch.setattr(validation, "predict", _die)
     with pytest.raises(SimulationError, match="fewer --workers"):
-        validate("internevo", workers=2)
+        validate(FAST, workers=2)
 
 
 def test_the_calibration_leaves_two_columns(tmp_path, monkeypatch):
