@@ -34,6 +34,8 @@ CATEGORY = {
     "backward": 4,
     "bubble": 5,
     "data": 6,
+    "data_shards": 6,
+    "data_replicas": 6,
     "expert_data": 6,
     "optimizer": 7,
     "straggler": 8,
@@ -118,12 +120,13 @@ class Blocking:
 
 @dataclass(frozen=True)
 class Start:
-    """Start a collective beside what follows."""
+    """Start a collective beside what follows, or when the one with the tag `after` has ended."""
 
     channel: int
     timing: Timing
     category: int
     tag: str
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,13 +252,16 @@ class Compiler:
         return self._shapes.setdefault(key, len(self._shapes))
 
     def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
-        """The legs of one rank class: passes in the schedule's order, then the epilogue."""
+        """The legs of one rank class: the prologue, passes in the schedule's order, the epilogue."""
         shapes = tuple(self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels)))
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
+        outside = (2, -1, -1)
         for body, host, where in [
-            (p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes
-        ] + [(program.epilogue, 0.0, (2, -1, -1))]:
+            (program.prologue, 0.0, outside),
+            *((p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes),
+            (program.epilogue, 0.0, outside),
+        ]:
             if not body:
                 continue
             key = (id(body), host, rank.hardware, rank.stage == self._first, rank.stage == self._last, shapes, posted)
@@ -320,7 +326,7 @@ class Compiler:
     def _asynchronous(self, op: Op, rank: RankClass, steps: list[Step], in_flight: dict[str, int]) -> None:
         if isinstance(op, Post):
             channel, _, t = self._timing(op.collective, rank)
-            steps.append(Start(channel, t, CATEGORY[op.collective.channel], op.tag))
+            steps.append(Start(channel, t, CATEGORY[op.collective.channel], op.tag, op.after))
             in_flight[op.tag] = channel
         elif isinstance(op, Wait):
             steps.append(Until(op.tag))

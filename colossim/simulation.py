@@ -84,7 +84,7 @@ def used_operations(programs: tuple[StageProgram, ...]) -> dict[str, frozenset[s
 
     seen: set[int] = set()
     for program in programs:
-        for body in (program.epilogue, *(p.body for p in program.passes)):
+        for body in program.bodies:
             if id(body) in seen:
                 continue
             seen.add(id(body))

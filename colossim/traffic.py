@@ -24,7 +24,7 @@ from colossim.nccl import CAN
 from colossim.scenario.derive import Plan
 
 #: Channels a job can have, in the order in which they are numbered.
-COLLECTIVE_CHANNELS = ("tensor", "context", "expert", "data", "expert_data")
+COLLECTIVE_CHANNELS = ("tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data")
 BOUNDARY_CHANNELS = ("forward", "backward")
 #: Writes of every rank that run beside the step, whatever the programs do.
 STORAGE = "storage"
@@ -92,7 +92,8 @@ def group_members(plan: Plan) -> dict[str, Ints]:
     """(G, n) ranks of every group of every channel, ascending; channels whose groups have one member are left out.
 
     The grid of ranks has `order`'s first axis fastest. The data group holds every rank of a stage with the same tensor
-    index (Megatron's data x context); an expert group takes `expert` consecutive ones of it by the order.
+    index (Megatron's data x context), cut into shards and replicas of them if states are sharded over some of its ranks; an
+    expert group takes `expert` consecutive ones of it by the order.
     """
     axes = [axis for axis in reversed(plan.order)]
     sizes = [plan.axes[axis] for axis in axes]
@@ -117,6 +118,12 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         "data": grouped("context", "inner_context", "expert", "data"),
         "expert_data": grouped("context", "data"),
     }
+    shards = plan.sharding_group
+    if shards < plan.replica_group:
+        # Neighbours by the order share the shards; ranks with the same shard are the others' columns.
+        cut = groups["data"].reshape(-1, plan.replica_group // shards, shards)
+        groups["data_shards"] = cut.reshape(-1, shards)
+        groups["data_replicas"] = cut.transpose(0, 2, 1).reshape(-1, plan.replica_group // shards)
     if plan.expert == 1:
         del groups["expert_data"]
     if plan.pipeline > 1:

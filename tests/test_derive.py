@@ -103,6 +103,16 @@ def test_a_layout_keeps_its_promises(tensor, context, pipeline, expert, nodes, b
 
 
 RULES = [
+    (
+        {"parallelism": {"tensor": 4, "data": 6, "sharding_group": 4}, "global_batch": 24},
+        "job.parallelism.sharding_group",
+        "4 does not divide the 6 ranks that hold the same parameters: 2, 3, 6 would",
+    ),
+    (
+        {"model": EXPERTS, "parallelism": {"tensor": 4, "data": 4, "expert": 4, "sharding_group": 2}},
+        "job.parallelism.sharding_group",
+        "use all",
+    ),
     ({"parallelism": {"tensor": 3}}, "job.parallelism.tensor", "does not divide"),
     ({"parallelism": {"tensor": 32}}, "job.parallelism.tensor", "does not divide 16 heads: 4, 8, 16 would"),
     ({"model": {**DENSE, "kv_heads": 3}}, "job.model.kv_heads", "does not divide 16 heads: 1, 2, 4 would"),

@@ -102,12 +102,23 @@ def random_scenario(seed):
         },
         "collectives_algorithm": pick(["auto", "auto", "ring", "tree", "nvls", "pat", "hierarchical"]),
     }
+    add_states(job, data * context, random.Random(f"states {seed}"))
     return Scenario(
         name=f"random-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric, "degraded": degraded}),
         job=JobSpec.model_validate(job),
         run=RunSpec(),
     )
+
+
+def add_states(job, holders, draw):
+    """Draws how states are sharded among the ranks that hold the same parameters, and how they get there."""
+    if job["parallelism"]["expert"] == 1 and draw.random() < 0.4:
+        job["parallelism"]["sharding_group"] = draw.choice([n for n in range(1, holders + 1) if holders % n == 0])
+    job["parallelism"]["reshard"] = draw.random() < 0.7
+    job["overlap"]["parameters"] = draw.random() < 0.6
+    job["software"]["prefetch"] = draw.choice([0, 1, 1, 2])
+    job["software"]["parameter_gather"] = draw.choice(["all-gather", "all-gather", "broadcasts"])
 
 
 def played(setup_, partition):

@@ -33,7 +33,7 @@ def collectives(ops, channel):
 
 
 def ops_of(program):
-    return [op for p in program.passes for op in p.body] + list(program.epilogue)
+    return [op for ops in program.bodies for op in ops]
 
 
 def body(program, kind, micro_batch, chunk=0):
@@ -253,11 +253,80 @@ def test_embedding_and_head_are_gathered_like_the_rest(name, sharding):
         assert gathered - middle >= times * 2 * own * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("name", ["two-pods", "colossus-100k"])
+def test_what_an_optimizer_has_updated_is_gathered_beside_the_next_forward_pass(name):
+    """The same bytes as after the optimizer, all asked for at the step's beginning in the order of chunks, each waited for
+    once: in the first micro-batch's forward pass of the chunk that needs it, before the first kernel of its first layer."""
+    plan, _, found = programs(name)
+    _, _, exposed = programs(name, "job.overlap.parameters=false")
+    for program, other in zip(found, exposed, strict=True):
+        posts = list(program.prologue)
+        assert all(isinstance(op, Post) and op.collective.operation == "all_gather" for op in posts)
+        at_end = sum(c.size for c in other.epilogue if isinstance(c, Collective) and c.operation == "all_gather")
+        assert sum(op.collective.size for op in posts) == pytest.approx(at_end)
+        assert not other.prologue
+        waits = [
+            (p.micro_batch, p.chunk, op.tag)
+            for p in program.passes if p.kind == "F"
+            for op in p.body if isinstance(op, Wait)
+        ]  # fmt: skip
+        assert [tag for _, _, tag in waits] == [op.tag for op in posts]
+        assert [chunk for _, chunk, _ in waits] == sorted(chunk for _, chunk, _ in waits)
+        assert {micro_batch for micro_batch, _, _ in waits} == {0}
+        assert {chunk for _, chunk, _ in waits} == set(range(plan.chunks))
+
+
+@pytest.mark.parametrize("group", [1, 4, 16])
+def test_hybrid_sharding_scatters_near_and_reduces_far(group):
+    """16 replicas in shards of z: a reduce-scatter of S over z neighbours, then an all-reduce of S/z over 16/z, each once a
+    bucket and one after the other; gathers over z alone. z = 16 is plain sharding; with z = 1 nothing is scattered."""
+    plan, job, found = programs(
+        "two-pods", "job.parallelism.sharding=optimizer", f"job.parallelism.sharding_group={group}"
+    )
+    assert plan.replica_group == 16
+    whole = group == 16
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, 1).dense
+    ops = ops_of(found[1])
+    near = collectives(ops, "data" if whole else "data_shards")
+    far = collectives(ops, "data_replicas")
+    size = local * job.software.reduce_bytes
+    sums = {kind: sum(c.size for c in near if c.operation == kind) for kind in ("reduce_scatter", "all_gather")}
+    assert sums == pytest.approx(
+        {"reduce_scatter": size if group > 1 else 0.0, "all_gather": 2 * local if group > 1 else 0.0}
+    )
+    assert {c.operation for c in far} == (set() if whole else {"all_reduce"})
+    assert sum(c.size for c in far) == pytest.approx(0.0 if whole else size / group)
+    posts = [op for op in ops if isinstance(op, Post) and op.collective.channel == "data_replicas"]
+    scatters = {op.tag for op in ops if isinstance(op, Post) and op.collective.operation == "reduce_scatter"}
+    assert all((op.after in scatters) == (group > 1) for op in posts)
+
+
+def test_parameters_get_round_by_broadcasts_where_the_stack_has_no_all_gather():
+    """A broadcast of 1/z of the bytes from each of z ranks."""
+    stack = "job.software={base: megatron-2024, parameter_gather: broadcasts}"
+    plan, job, found = programs("two-pods", stack, "job.overlap.parameters=false")
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, 1).dense
+    sent = [op for op in found[1].epilogue if isinstance(op, Collective) and op.operation == "broadcast"]
+    assert len(sent) == plan.replica_group
+    assert {op.size for op in sent} == {2 * local / plan.replica_group}
+
+
+def test_shards_that_are_not_freed_are_gathered_once():
+    """reshard: false keeps a micro-batch's parameters for its backward pass."""
+    for reshard, times in (("true", 2), ("false", 1)):
+        plan, job, found = programs(
+            "two-pods", "job.parallelism.sharding=parameters", f"job.parallelism.reshard={reshard}"
+        )
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, 1).dense
+        gathered = sum(c.size for c in collectives(ops_of(found[1]), "data") if c.operation == "all_gather")
+        assert gathered == pytest.approx(times * plan.micro_batches * 2 * local)
+
+
 @pytest.mark.parametrize("bucket", ["20 MB", "200 MB", "4 GB"])
 @pytest.mark.parametrize("name", SPLIT)
 def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
-    """In the last micro-batch's backward passes: a bucket holds its size at least (but the last of a channel), less than a
-    layer more, and never more than what the layers and the head behind it have put in."""
+    """In the last micro-batch's backward passes: a bucket holds its size at least (but the last of a channel and chunk), less
+    than a layer more, and never more than what the layers and the head behind it have put in."""
     plan, job, found = programs(name, f"job.bucket={bucket}")
     size = {"20 MB": 20e6, "200 MB": 200e6, "4 GB": 4e9}[bucket]
     width = job.software.reduce_bytes
@@ -268,6 +337,7 @@ def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
         )
         ready = {"data": head, "expert_data": 0.0}
         sizes: dict[str, list[float]] = {"data": [], "expert_data": []}
+        lasts: dict[str, list[float]] = {"data": [], "expert_data": []}
         layers_done = 0
         for p in found[stage].passes:
             if p.kind == "F" or p.micro_batch < plan.micro_batches - 1:
@@ -284,19 +354,25 @@ def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
                     limit = ready[op.collective.channel] + behind * share
                     assert sum(sizes[op.collective.channel]) <= limit * width * (1 + 1e-12)
             layers_done += products
+            for channel in lasts:
+                lasts[channel] += sizes[channel][-1:]
         for channel, each in (("data", local.dense), ("expert_data", local.experts)):
-            assert all(s >= size * (1 - 1e-9) for s in sizes[channel][:-1])
+            assert sum(s < size * (1 - 1e-9) for s in sizes[channel]) <= len(lasts[channel])
+            assert all(s >= size * (1 - 1e-9) or s in lasts[channel] for s in sizes[channel])
             assert all(s <= size + (each + ready[channel]) * width for s in sizes[channel])
 
 
 def test_the_default_bucket_grows_with_the_group():
     """megatron-2024: 40M parameters, or 1M a rank: 1,536 ranks of dense parameters and 192 of experts fill 1,536M and 192M."""
-    plan, job, found = programs("colossus-100k")
+    plan, job, found = programs("colossus-100k", *ONE_CHUNK)
     stack = job.software
     assert (stack.bucket_parameters, stack.bucket_parameters_per_rank) == (40e6, 1e6)
     for channel, group in (("data", plan.replica_group), ("expert_data", plan.expert_group)):
-        sizes = [c.size for c in collectives(ops_of(found[1]), channel) if c.operation == "reduce_scatter"]
-        assert all(s >= max(40e6, 1e6 * group) * stack.reduce_bytes for s in sizes[:-1])
+        for chunk in range(plan.chunks):
+            ops = body(found[1], "B", plan.micro_batches - 1, chunk)
+            sizes = [c.size for c in collectives(ops, channel) if c.operation == "reduce_scatter"]
+            assert len(sizes) == {"data": 1, "expert_data": 3}[channel]
+            assert all(s >= max(40e6, 1e6 * group) * stack.reduce_bytes for s in sizes[:-1])
 
 
 def test_zero_3_asks_one_layer_ahead():
@@ -351,7 +427,7 @@ def test_optimizer_traffic(sharding, software, gradient):
 
 
 def test_a_step_ends_gradients_then_optimizer_then_parameters():
-    _, _, found = programs("colossus-100k")
+    _, _, found = programs("colossus-100k", "job.overlap.parameters=false")
     for program in found:
         kinds = "".join(type(op).__name__[0] + type(op).__name__[1] for op in program.epilogue)
         assert kinds == "Wa" * kinds.count("Wa") + "Co" * 3
@@ -373,13 +449,12 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
 def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
-    """A Wait has a Post before it, every tag is waited for after its last post, and a collective that isn't a gradient's is
-    waited for in its own pass, before its tag is posted again."""
+    """A Wait has a Post before it, every tag is waited for after its last post, and a collective that is no gradient's and not
+    of the prologue is waited for in its own pass, before its tag is posted again."""
     _, _, found = programs(name, *changes)
     for program in found:
         posted, waited = set(), set()
-        bodies = [*(p.body for p in program.passes), program.epilogue]
-        for ops in bodies:
+        for ops in program.bodies:
             inside = set()
             for op in ops:
                 if isinstance(op, Post):
@@ -391,7 +466,7 @@ def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
                     assert op.tag in posted
                     inside.discard(op.tag)
                     waited.add(op.tag)
-            assert all("gradients" in tag for tag in inside)
+            assert all("gradients" in tag or ops is program.prologue for tag in inside)
         assert waited == posted
 
 
@@ -441,17 +516,19 @@ def test_a_pass_sends_when_its_products_are_done(sharding):
 
 # -- bodies ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sharding", LEVELS)
-def test_micro_batches_share_bodies_but_for_the_release(sharding):
-    """All passes of a kind and chunk `is` the same body; the last micro-batch's backward differs where it releases once."""
+def test_micro_batches_share_bodies_but_for_gather_and_release(sharding):
+    """All passes of a kind and chunk `is` the same body; the last micro-batch's backward differs where it releases once, the
+    first one's forward where it waits for what the last step's optimizer has updated."""
     plan, _, found = programs("two-pods", f"job.parallelism.sharding={sharding}")
     last = plan.micro_batches - 1
     for program in found:
         for chunk in range(plan.chunks):
-            first = {kind: body(program, kind, 0, chunk) for kind in "FB"}
+            second = {kind: body(program, kind, 1, chunk) for kind in "FB"}
             for one in program.passes:
-                if one.chunk == chunk and (one.kind == "F" or one.micro_batch < last):
-                    assert one.body is first[one.kind]
-            assert (body(program, "B", last, chunk) is first["B"]) == (sharding in ("gradients", "parameters"))
+                if one.chunk == chunk and (one.kind == "F" or one.micro_batch < last) and one.micro_batch > 0:
+                    assert one.body is second[one.kind]
+            assert (body(program, "B", last, chunk) is second["B"]) == (sharding in ("gradients", "parameters"))
+            assert (body(program, "F", 0, chunk) is second["F"]) == (sharding in ("none", "parameters"))
 
 
 def test_the_largest_job_has_eight_bodies():
@@ -466,7 +543,7 @@ def test_equal_stages_share_bodies():
     """Middle stages of colossus-100k: the same F and the same B of every chunk, all of them."""
     plan, _, found = programs("colossus-100k")
     for kind in "FB":
-        middle = {id(body(found[s], kind, 0, c)) for s in range(1, plan.pipeline - 1) for c in range(plan.chunks)}
+        middle = {id(body(found[s], kind, 1, c)) for s in range(1, plan.pipeline - 1) for c in range(plan.chunks)}
         assert len(middle) == 1
 
 

@@ -316,7 +316,8 @@ def test_segments_and_records_call_the_same_things_by_the_same_number():
             "bubble": "pipeline_bubble",
         },
         **{"tensor": "tensor_comm", "context": "context_comm", "expert": "expert_comm", "data": "data_comm"},
-        **{"expert_data": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm"},
+        **{"data_shards": "data_comm", "data_replicas": "data_comm", "expert_data": "data_comm"},
+        **{"forward": "pipeline_comm", "backward": "pipeline_comm"},
     }
 
 
@@ -402,6 +403,8 @@ class Plain:
                 rows[g][link] = rows[g].get(link, 0.0) + weight
             self.links.setdefault(channel.name, []).append(rows)
         self.flights, self.queues, self.bytes, self.now = {}, {}, np.zeros(laid.cluster.links), 0.0
+        #: (a flight, what arrives as soon as it is over)
+        self.followers = []
 
     def timing(self, name, g, operation, size):
         ways = self.channels[name]
@@ -433,7 +436,8 @@ class Plain:
         )
         program, tags, counts = self.laid.programs[stage], {}, {}
         gpu = self.laid.cluster.node_types[hardware].gpu
-        todo = [(op, (p.micro_batch, p.chunk)) for p in program.passes for op in p.body]
+        todo = [(op, None) for op in program.prologue]
+        todo += [(op, (p.micro_batch, p.chunk)) for p in program.passes for op in p.body]
         for op, key in todo + [(op, None) for op in program.epilogue]:
             if isinstance(op, Compute):
                 yield sum(kernel_time(kernel, gpu, job.precision) for kernel in op.kernels)
@@ -443,7 +447,11 @@ class Plain:
                 counts[call.channel] = counts.get(call.channel, 0) + 1
                 flight = self.flight(call.channel, int(channel.roles[0][r]), counts[call.channel])
                 blocks = isinstance(op, Collective)
-                self.arrive(flight, channel.size, call.operation, call.size, 1 - call.hidden if blocks else 1.0)
+                what = (flight, channel.size, call.operation, call.size, 1 - call.hidden if blocks else 1.0)
+                if not blocks and op.after and not tags[op.after].over:
+                    self.followers.append((tags[op.after], what))
+                else:
+                    self.arrive(*what)
                 if blocks:
                     yield flight
                 else:
@@ -475,6 +483,10 @@ class Plain:
                 for queue in self.queues.values():
                     while queue and queue[0].latency <= 0 and queue[0].left <= 0:
                         queue.pop(0).over = changed = True
+                following = [what for flight, what in self.followers if flight.over]
+                self.followers = [pair for pair in self.followers if not pair[0].over]
+                for what in following:
+                    self.arrive(*what)
                 for r in ranks:
                     while waits[r] is not None and (waits[r].over if isinstance(waits[r], Flight) else waits[r] <= 0):
                         waits[r], changed = next(lives[r], None), True
@@ -491,7 +503,7 @@ class Plain:
         beside = {}
         for flight in moving:
             channel, g, _ = flight.name
-            if channel in ("data", "expert_data", "context", "expert"):
+            if channel.startswith("data") or channel in ("expert_data", "context", "expert"):
                 for r in computing.intersection(self.channels[channel][0].members[g].tolist()):
                     beside.setdefault(r, []).append(flight)
         slowed = {id(flight) for flights in beside.values() for flight in flights}

@@ -299,6 +299,11 @@ class Software(Entry):
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")
     tensor_overlap: Share = Field(description="part of a tensor collective that overlap.tensor hides")
+    prefetch: Natural = Field(default=1, description="layers that a ZeRO-3 gathers ahead of the one at work")
+    parameter_gather: Literal["all-gather", "broadcasts"] = Field(
+        default="all-gather",
+        description="how a sharded optimizer's parameters get round: at once, or a broadcast a shard",
+    )
     boundary: Literal["scattered", "full"] = Field(description="whether a stage boundary moves 1/t a rank")
     workspace: Size = Field(description="CUDA context, NCCL buffers, workspace")
     algorithms: tuple[Literal["ring", "tree", "nvls", "collnet", "pat"], ...] = Field(

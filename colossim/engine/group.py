@@ -133,6 +133,17 @@ class Group(Carrier):
             self.communicator.post(call)
         return call
 
+    def arrive_after(self, before: Call | None, key: Hashable, timing: Timing) -> Call:
+        """One member is ready as soon as another call has ended, if it hasn't yet."""
+        if before is None or before.ended is not None:
+            return self.arrive(key, timing)
+
+        def follow(_: simpy.Event) -> None:
+            self.arrive(key, timing)
+
+        before.wait(self.network.env).callbacks.append(follow)
+        return self.call(key)
+
     def ended(self, call: Activity) -> None:
         """A call's bytes have arrived: the next one takes its turn."""
         if call.done is not None:

@@ -147,7 +147,8 @@ class Member:
                     self.log_span(start + step.seconds, env.now, DATA)
                 elif isinstance(step, Start):
                     counts[step.channel] += 1
-                    call = self._group(step.channel).arrive(counts[step.channel], step.timing)
+                    before = posted[step.after][0] if step.after else None
+                    call = self._group(step.channel).arrive_after(before, counts[step.channel], step.timing)
                     posted[step.tag] = (call, step.category)
                 else:
                     call, category = posted.pop(step.tag)

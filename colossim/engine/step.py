@@ -21,7 +21,7 @@ from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS, STORAGE
 
 #: Channels whose transfers run beside kernels and slow them.
-_SLOWING = frozenset({"data", "expert_data", "context", "expert"})
+_SLOWING = frozenset({"data", "data_shards", "data_replicas", "expert_data", "context", "expert"})
 #: s for which ranks write to storage: beyond any step.
 _WRITING = 1e7
 #: Up to this many link classes all are watched through the step; above, the first of each kind.

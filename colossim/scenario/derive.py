@@ -7,7 +7,7 @@ import math
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
 from colossim.scenario.plan import Plan
-from colossim.scenario.rules import MOST_PASSES, Report, check, divisors
+from colossim.scenario.rules import MOST_PASSES, Report, check, divisors, near_divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
 __all__ = ["Plan", "derive", "no_effects"]
@@ -24,6 +24,7 @@ def derive(scenario: Scenario) -> Plan:
     check(scenario, report)
     data = _replicas(job, gpus, report)
     micro_batches = _micro_batches(job, data, report) if data else 0
+    _check_sharding_group(job, data, report)
     if problems:
         raise ScenarioError(problems)
     expert_axis = math.gcd(data, par.expert)
@@ -52,6 +53,7 @@ def derive(scenario: Scenario) -> Plan:
         order=tuple(par.order),
         axes=axes,
         expert_context=par.expert // expert_axis,
+        sharding_group=data * par.context if par.sharding_group == "all" else par.sharding_group,
     )
 
 
@@ -135,6 +137,18 @@ def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
             f"{batch // unit:,} micro-batches a replica make {passes:,} passes: at most {MOST_PASSES:,} can be played",
         )
     return batch // unit
+
+
+def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:
+    par = job.parallelism
+    if par.sharding_group == "all":
+        return
+    holders = data * par.context
+    if par.expert > 1:
+        report("job.parallelism.sharding_group", "some ranks of a group can't share the states of experts yet: use all")
+    elif data and holders % par.sharding_group:
+        message = f"{par.sharding_group} does not divide the {holders:,} ranks that hold the same parameters"
+        report("job.parallelism.sharding_group", f"{message}: {near_divisors(holders, par.sharding_group)} would")
 
 
 def _near(number: int, unit: int) -> str:

@@ -32,7 +32,10 @@ _WANTED = {
     "model_type": "a mapping of its fields",
 }
 #: Fields that take one of two types, where pydantic tells of each.
-_EITHER = {("job", "parallelism", "data"): "a whole number from 1, or `auto`"}
+_EITHER = {
+    ("job", "parallelism", "data"): "a whole number from 1, or `auto`",
+    ("job", "parallelism", "sharding_group"): "a whole number from 1, or `all`",
+}
 
 
 def translated(

@@ -102,6 +102,13 @@ class Parallelism(Facts):
     sharding: Literal["none", "optimizer", "gradients", "parameters"] = Field(
         default="none", description="ZeRO 0, 1, 2, 3"
     )
+    sharding_group: Positive | Literal["all"] = Field(
+        default="all", description="neighbouring ranks that share the shards; fewer than all: hybrid sharding (HSDP)"
+    )
+    reshard: bool = Field(
+        default=True,
+        description="sharding: parameters: freed after the forward pass, and gathered again for the backward",
+    )
     order: tuple[Axis, ...] = Field(default=ORDER, description="how ranks land on GPUs, fastest-varying first")
 
     @field_validator("order")
@@ -116,6 +123,9 @@ class Overlap(Facts):
     """What runs beside kernels."""
 
     data: bool = Field(default=True, description="gradient buckets beside the backward pass")
+    parameters: bool = Field(
+        default=True, description="gather of what a sharded optimizer has updated beside the next forward pass"
+    )
     tensor: bool = Field(default=False, description="tensor collectives beside their products")
     pipeline: bool = Field(default=True, description="stage boundaries: a send starts when its data are ready")
     expert: bool = Field(default=False, description="expert all-to-all beside the shared MLP")

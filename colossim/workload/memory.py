@@ -71,14 +71,16 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     local = stage_parameters(model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
     level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
     parameters = gradients = optimizer = 0.0
-    for count, group in ((local.dense, plan.replica_group), (local.experts, plan.expert_group)):
+    of_experts = plan.expert_group if plan.expert > 1 else plan.sharding_group
+    for count, group in ((local.dense, plan.sharding_group), (local.experts, of_experts)):
         parameters += _WEIGHT * count / (group if level >= 3 else 1)
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
         optimizer += stack.optimizer_bytes * count / (group if level >= 1 else 1)
     layers = [i for c in range(plan.chunks) for i in chunk_layers(model, plan.pipeline, plan.chunks, stage, c)]
     if level >= 3:
         ends = local_ends(model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
-        parameters += _WEIGHT * (2 * (local.dense - ends + local.experts) / len(layers) + ends)
+        kept = 2 / len(layers) if job.parallelism.reshard else 1.0
+        parameters += _WEIGHT * (kept * (local.dense - ends + local.experts) + ends)
     chunk = [layer_activations(plan, job, is_moe(model, i)) for i in layers]
     passes = in_flight(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
     activations = passes * sum(chunk) / plan.chunks

@@ -11,8 +11,8 @@ from typing import Literal
 
 from colossim.workload.kernels import Kernel
 
-ChannelName = Literal["tensor", "context", "expert", "data", "expert_data"]
-Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "shift"]
+ChannelName = Literal["tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data"]
+Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "shift"]
 Direction = Literal["forward", "backward"]
 
 
@@ -45,10 +45,14 @@ class Collective:
 
 @dataclass(frozen=True)
 class Post:
-    """Starts a collective beside what follows, first-in first-out a channel."""
+    """Starts a collective beside what follows, first-in first-out a channel.
+
+    after: tag of a post that has to end first, whose tag isn't waited for before; empty if there is none.
+    """
 
     collective: Collective
     tag: str
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,21 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class StageProgram:
-    """A stage's step. epilogue: after the last pass: gradients, optimizer, parameters. host_exponent: q of the launch floor."""
+    """A stage's step. host_exponent: q of the launch floor.
+
+    prologue: before the first pass: what the last step has left to do.  epilogue: after the last pass.
+    """
 
     stage: int
     passes: tuple[Pass, ...]
     epilogue: tuple[Op, ...]
     host_exponent: float
+    prologue: tuple[Op, ...] = ()
+
+    @property
+    def bodies(self) -> list[tuple[Op, ...]]:
+        """All its operations, in order."""
+        return [self.prologue, *(p.body for p in self.passes), self.epilogue]
 
 
 def merged(ops: list[Op]) -> tuple[Op, ...]:
