@@ -199,7 +199,8 @@ class Measured(Facts):
     step_time: SomeSeconds | None = Field(default=None, description="s a step")
     mfu: SomeShare | None = Field(default=None, description="model FLOPs utilisation")
     memory: SomeSize | None = Field(default=None, description="bytes a GPU at the peak")
-    source: str = Field(description="where it was published")
+    printed: str = Field(default="", description="what the source prints, where the figures above follow from it")
+    source: str = Field(default="", description="where it was published; the scenario's `sources` when absent")
     flag: str = Field(default="", description="why the row is to be distrusted, if it is")
 
 
