@@ -184,7 +184,7 @@ def _together(
         mine = [i for i, kind in enumerate(quotient.ranks) if stages[0] <= kind.stage <= stages[1]]
         overlap = laid.scenario.job.software.overlap
         compiler = Compiler(
-            quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer, job=job, stages=stages
+            quotient, laid.library, kernel_pricer(laid), (overlap.compute, overlap.transfer), job=job, stages=stages
         )
         gates.append([Gate(len(mine)) for _ in range(count)])
         for i in mine:

@@ -12,7 +12,7 @@ plays its own tail. A segment of one class ends after the sum of its parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,15 +43,33 @@ CATEGORY = {
 }
 
 
+#: Channels whose transfers slow the kernels that run beside them, and are slowed by them.
+SLOWING = frozenset({"data", "data_shards", "data_replicas", "expert_data", "context", "expert"})
+
+#: What a stretch is that no collective fills: a kernel, or what others make it take longer.
+KERNEL, WAIT = -1, -2
+
+
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a segment. channel: -1 for a kernel. bytes: on an edge.  shown: part of them that overlap doesn't hide."""
+    """A stretch of a segment. channel: `KERNEL`, `WAIT` or a collective's. bytes: on an edge.
+
+    shown: part of them that overlap doesn't hide.  began, moving: s at which its bytes begin to move, counted from the
+    stretch's own beginning, and for how long; as long as the stretch when absent.
+    """
 
     seconds: float
     category: int
-    channel: int = -1
+    channel: int = KERNEL
     bytes: float = 0.0
     shown: float = 1.0
+    began: float = 0.0
+    moving: float | None = None
+
+    @property
+    def lasting(self) -> float:
+        """s for which its bytes move."""
+        return self.seconds if self.moving is None else self.moving
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +79,7 @@ class Segment:
     parts: tuple[Part, ...]
     seconds: float
     compute: float
-    #: channel -> (offsets of its parts, their seconds, their bytes an edge)
+    #: channel -> (offsets at which its parts' bytes begin to move, seconds for which they do, their bytes an edge)
     traffic: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
     #: channel -> bytes an edge in all
     bytes: tuple[tuple[int, float], ...]
@@ -72,14 +90,15 @@ class Segment:
         traffic = {}
         for channel in sorted({part.channel for part in parts if part.channel >= 0}):
             at = [i for i, part in enumerate(parts) if part.channel == channel]
-            seconds = np.array([parts[i].seconds for i in at])
+            began = offsets[at] + np.array([parts[i].began for i in at])
+            seconds = np.array([parts[i].lasting for i in at])
             # What is hidden moves beside kernels at other times; here is what moves in these seconds.
             size = np.array([parts[i].bytes * parts[i].shown for i in at])
-            traffic[channel] = (offsets[at], seconds, size)
+            traffic[channel] = (began, seconds, size)
         return Segment(
             parts=tuple(parts),
             seconds=float(offsets[-1]),
-            compute=sum(part.seconds for part in parts if part.channel < 0),
+            compute=sum(part.seconds for part in parts if part.channel == KERNEL),
             traffic=traffic,
             bytes=tuple((c, sum(part.bytes for part in parts if part.channel == c)) for c in traffic),
         )
@@ -189,7 +208,7 @@ def _isolated(t: Timing, group: GroupClass, capacity: Callable[[int], float]) ->
 class Compiler:
     """Compiles stage programs for rank classes; equal situations are compiled once.
 
-    kernel_seconds(op, node type index) prices a Compute. slowdown: (x, y) of the software; blocking collectives that
+    kernel_seconds(op, node type index) prices a Compute. slowdowns: (x, y) of the software; blocking collectives that
     cannot join a segment become activities of the network.  job: whose programs these are;
     stages: the first and the last number of its stages, if there are several jobs.
     """
@@ -197,7 +216,7 @@ class Compiler:
     quotient: Quotient
     library: Library
     kernel_seconds: Callable[[Compute, int], float]
-    slowdown: float
+    slowdowns: tuple[float, float]
     job: int = 0
     stages: tuple[int, int] | None = None
     #: whether collectives may join segments
@@ -290,8 +309,13 @@ class Compiler:
                 parts.clear()
             meeting = -1
 
-        for op in self._with_host(ops, host, exponent, rank):
-            quiet = not (self.slowdown and in_flight)
+        skip = 0
+        whole = self._with_host(ops, host, exponent, rank)
+        for at, op in enumerate(whole):
+            if skip:
+                skip -= 1
+                continue
+            quiet = not (any(self.slowdowns) and in_flight)
             if isinstance(op, Compute | _Host):
                 seconds, category = self._kernel(op, rank)
                 if seconds <= 0:
@@ -317,11 +341,47 @@ class Compiler:
                 else:
                     close()
                     steps.append(Blocking(channel, t, category, exposed))
+            elif (beside := self._beside(whole[at : at + 3], rank, in_flight)) is not None:
+                parts += beside
+                skip = 2
             else:
                 close()
                 self._asynchronous(op, rank, steps, in_flight)
         close()
         return tuple(steps), frozenset(in_flight.items())
+
+    def _beside(self, ops: Sequence[Op | _Host], rank: RankClass, in_flight: dict[str, int]) -> list[Part] | None:
+        """Kernels beside one transfer that nobody disturbs, from its post to the wait for it; None for anything else.
+
+        Latency L first, then T s of bytes; while both run, the kernel at 1/(1+x) and the transfer at 1/(1+y).
+        """
+        match ops:
+            case [Post(call, tag, after=""), Compute() as kernels, Wait(waited)] if waited == tag:
+                pass
+            case _:
+                return None
+        channel, group, t = self._timing(call, rank)
+        busy = self._always | set(in_flight.values())
+        alone = channel in self._private and not (self._conflicts[channel] & busy)
+        if not (self.absorb and alone and channel not in self._meets) or (any(self.slowdowns) and in_flight):
+            return None
+        seconds, category = self._kernel(kernels, rank)
+        moving = _isolated(t, group, lambda link: self.quotient.links[link].capacity) - t.latency
+        x, y = self.slowdowns if call.channel in SLOWING else (0.0, 0.0)
+        both = max(0.0, seconds - t.latency)  # kernel seconds that are left when the first byte moves
+        if both * (1 + x) <= moving * (1 + y):
+            slowed = both * (1 + x)
+            arrived = t.latency + slowed + moving - slowed / (1 + y)
+        else:
+            slowed = moving * (1 + y)
+            arrived = t.latency + slowed
+        done = seconds + slowed * x / (1 + x)
+        end = max(done, arrived)
+        found = [Part(seconds, category), Part(done - seconds, CATEGORY["data"], WAIT)]
+        return [
+            *(part for part in found if part.seconds > 0),
+            Part(end - done, CATEGORY[call.channel], channel, t.bytes, 1.0, t.latency - done, arrived - t.latency),
+        ]
 
     def _asynchronous(self, op: Op, rank: RankClass, steps: list[Step], in_flight: dict[str, int]) -> None:
         if isinstance(op, Post):

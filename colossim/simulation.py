@@ -191,7 +191,8 @@ def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -
     """Compiles the programs of all rank classes of a folded job."""
     overlap = laid.scenario.job.software.overlap
     fluid = laid.scenario.run.collectives == "fluid"
-    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer, absorb=fluid)
+    slowdowns = (overlap.compute, overlap.transfer)
+    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), slowdowns, absorb=fluid)
     legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 

@@ -562,7 +562,7 @@ def test_a_blocking_collective_queues_behind_those_of_its_own_group():
     call = Collective("data", "reduce_scatter", 80.0)
     body = (Post(call, "gradients"), call, Wait("gradients"))
     program = StageProgram(0, (Pass("B", 0, 0, body, 0.0),), (), 1.0)
-    compiler = Compiler(folded, Library((node,), 1.0, protocol="simple"), lambda op, hardware: 0.0, 0.0)
+    compiler = Compiler(folded, Library((node,), 1.0, protocol="simple"), lambda op, hardware: 0.0, (0.0, 0.0))
     record = play(folded, [compiler.compile(program, folded.ranks[0])], ("toy",), (0.0, 0.0))
     assert record.step_time == pytest.approx(2 * (0.5 + 3 + 6))
 
