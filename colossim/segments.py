@@ -23,6 +23,7 @@ from colossim.footprint import Shape
 from colossim.quotient import GroupClass, Quotient, RankClass
 from colossim.traffic import STORAGE
 from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
+from colossim.workload.schedule import Kind
 
 #: Index into engine.record.CATEGORIES of what a channel's exposed time is called.
 CATEGORY = {
@@ -39,6 +40,12 @@ CATEGORY = {
     "straggler": 8,
     "host": 9,
 }
+
+
+#: What a leg is called by: forward, backward, and the weights' gradients where they are a pass of their own.
+DIRECTION: dict[Kind, int] = {"F": 0, "B": 1, "W": 3}
+#: A leg that is no pass: the step's end.
+OUTSIDE = 2
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch | Gate
 
 @dataclass(frozen=True)
 class Leg:
-    """One pass, compiled. direction: 0 forward, 1 backward, 2 outside the pipeline."""
+    """One pass, compiled. direction: of DIRECTION, or OUTSIDE the pipeline."""
 
     direction: int
     micro_batch: int
@@ -254,8 +261,8 @@ class Compiler:
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
         for body, host, where in [
-            (p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes
-        ] + [(program.epilogue, 0.0, (2, -1, -1))]:
+            (p.body, p.host, (DIRECTION[p.kind], p.micro_batch, p.chunk)) for p in program.passes
+        ] + [(program.epilogue, 0.0, (OUTSIDE, -1, -1))]:
             if not body:
                 continue
             key = (id(body), host, rank.hardware, rank.stage == self._first, rank.stage == self._last, shapes, posted)

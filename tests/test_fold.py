@@ -60,7 +60,7 @@ def random_scenario(seed):
     context = pick([1, 1, 1, 2])
     while tensor * pipeline * context > 8 * total:
         pipeline, context = max(1, pipeline // 2), 1
-    schedule = pick(["1f1b", "gpipe", "interleaved"]) if pipeline > 1 else "1f1b"
+    schedule = pick(["1f1b", "gpipe", "interleaved", "zero-bubble"]) if pipeline > 1 else "1f1b"
     chunks = pick([2]) if schedule == "interleaved" else 1
     most = 8 * total // (tensor * pipeline * context)
     data = draw.randint(1, most)

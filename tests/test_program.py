@@ -360,7 +360,60 @@ def test_a_step_ends_gradients_then_optimizer_then_parameters():
     assert not any(isinstance(op, Compute) for p in without for op in p.epilogue)
 
 
+ZERO_BUBBLE = ("job.parallelism.schedule=zero-bubble", "job.parallelism.virtual_pipeline=1")
+
+
+def together(ops):
+    """How often each kernel and each other operation comes, in whatever order."""
+    kernels = [kernel for op in ops if isinstance(op, Compute) for kernel in op.kernels]
+    return Counter(kernels), Counter(op for op in ops if not isinstance(op, Compute))
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("name", ["two-pods", "grok2-15k"])
+def test_zero_bubble_parts_the_backward_pass(name, recompute):
+    """B and W do together what the backward pass does. W holds the products that accumulate and gathers their inputs again;
+    nothing that another stage waits for. The host takes as long for both as for one."""
+    changes = (f"job.recompute={recompute}", "job.parallelism.sharding=none")
+    plan, job, whole = programs(name, *changes, *ONE_CHUNK)
+    _, _, parted = programs(name, *changes, *ZERO_BUBBLE)
+    for one, two in zip(whole, parted, strict=True):
+        b, w = body(two, "B", 0), body(two, "W", 0)
+        assert together(body(one, "B", 0)) == together([*b, *w])
+        assert body(one, "F", 0) == body(two, "F", 0)
+        kernels = {True: [], False: []}
+        for late, ops in ((True, w), (False, b)):
+            kernels[late] = [k for op in ops if isinstance(op, Compute) for k in op.kernels]
+        assert all(isinstance(k, Gemm) and k.accumulate for k in kernels[True])
+        assert not any(isinstance(k, Gemm) and k.accumulate for k in kernels[False])
+        assert all(op.channel == "tensor" and op.operation == "all_gather" for op in w if not isinstance(op, Compute))
+        hosts = [{p.kind: p.host for p in program.passes} for program in (one, two)]
+        assert hosts[1]["B"] + hosts[1]["W"] == pytest.approx(hosts[0]["B"])
+        assert 0 < hosts[1]["W"] < hosts[1]["B"]
+    assert job.parallelism.tensor > 1
+    assert plan.pipeline > 1
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_zero_bubble_releases_gradients_behind_w(sharding):
+    """B posts nothing of gradients; the W passes post what the backward passes would, each bucket behind its last layer."""
+    changes = (f"job.parallelism.sharding={sharding}", "job.bucket=200 MB")
+    plan, _, whole = programs("two-pods", *changes, *ONE_CHUNK)
+    _, _, parted = programs("two-pods", *changes, *ZERO_BUBBLE)
+    last = plan.micro_batches - 1
+
+    def posted(program, kind):
+        return [op for op in body(program, kind, last) if isinstance(op, Post) and "gradients" in op.tag]
+
+    for one, two in zip(whole, parted, strict=True):
+        assert posted(two, "B") == []
+        assert posted(two, "W") == posted(one, "B") != []
+        assert [op for op in body(two, "W", 0) if isinstance(op, Wait)] == []
+
+
 VARIANTS = [
+    ("two-pods", ("job.parallelism.sharding=parameters", *ZERO_BUBBLE)),
+    ("two-pods", ("job.parallelism.sharding=gradients", "job.overlap.data=false", *ZERO_BUBBLE)),
     ("two-pods", ()),
     ("two-pods", ("job.parallelism.sharding=parameters", "job.parallelism.context=2", "job.parallelism.data=8")),
     ("two-pods", ("job.parallelism.sharding=gradients", *ONE_CHUNK)),
@@ -398,7 +451,8 @@ def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
 # -- stage boundaries ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("blocking", ["true", "false"])
 @pytest.mark.parametrize(
-    ("schedule", "chunks"), [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8)]
+    ("schedule", "chunks"),
+    [("gpipe", 1), ("1f1b", 1), ("zero-bubble", 1), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8)],
 )
 def test_messages_pair_up(schedule, chunks, blocking):
     """Chunk c of stage i is slot i + p c of p v: it sends ahead to slot + 1 and back to slot - 1, the last stage to the first

@@ -128,7 +128,7 @@ def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
             f"interleaved needs micro-batches ({batch // unit}) in multiples of the stages ({par.pipeline}): "
             f"{_near(batch, unit * par.pipeline)} sequences would" + (f", or data: {fewer}" if fewer else ""),
         )
-    passes = 2 * (batch // unit) * par.virtual_pipeline * par.pipeline
+    passes = (3 if par.schedule == "zero-bubble" else 2) * (batch // unit) * par.virtual_pipeline * par.pipeline
     if passes > MOST_PASSES:
         report(
             "job.global_batch",

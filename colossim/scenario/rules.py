@@ -18,7 +18,7 @@ MOST_GPUS = 10_000_000
 MOST_STEPS = 1_000_000
 #: A layer is a dozen kernels of a program.
 MOST_LAYERS = 10_000
-#: Forward and backward passes of all stages: each takes tens of events, and some kB.
+#: Passes of all stages: each takes tens of events, and some kB.
 MOST_PASSES = 1_000_000
 #: A queue pair takes about 0.5 kB, and some microseconds.
 MOST_FLOWS = 20_000_000

@@ -38,10 +38,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
     ("events",): "campaigns",
     ("run", "duration"): "campaigns",
 }
-#: Values of the contract whose capability comes later.
-LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
-    ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
-}
 
 
 class NodeGroup(Facts):

@@ -24,9 +24,11 @@ from colossim.workload.program import (
     Send,
     StageProgram,
     Wait,
+    launches,
     merged,
+    split_backward,
 )
-from colossim.workload.schedule import order
+from colossim.workload.schedule import Kind, order, splits_backward
 from colossim.workload.transformer import Stage, chunk_layers, is_moe, local_ends, local_layer, stage_parameters
 
 #: (whether each layer has experts, embedding here, head here)
@@ -64,6 +66,7 @@ class _Builder:
         self.shards_optimizer = sharding != "none"
         self.shards_gradients = sharding in ("gradients", "parameters")
         self.gathers = sharding == "parameters"
+        self.splits = splits_backward(self.job.parallelism.schedule)
         self.groups: dict[ChannelName, int] = {"data": self.plan.replica_group, "expert_data": self.plan.expert_group}
         if self.plan.expert == 1:
             # Experts that aren't split are replicated like everything else.
@@ -77,16 +80,16 @@ class _Builder:
         host = job.software.host
         last = plan.micro_batches - 1
         # A micro-batch changes what a pass does through the release only: 512 of them are put together once.
-        known: dict[tuple[str, int, bool], tuple[tuple[Op, ...], float]] = {}
+        known: dict[tuple[Kind, int, bool], tuple[tuple[Op, ...], float]] = {}
         passes = []
         for kind, micro_batch, chunk in slots:
-            forward = kind == "F"
-            released = not forward and (self.shards_gradients or micro_batch == last)
+            completes = kind == ("W" if self.splits else "B")
+            released = completes and (self.shards_gradients or micro_batch == last)
             key = (kind, chunk, released)
             if key not in known:
-                body = self._body(stage, chunk, forward, tuple(buckets) if released else ())
-                known[key] = body, self._host(host, stage, chunk, forward)
-            passes.append(Pass("F" if forward else "B", micro_batch, chunk, *known[key]))
+                body = self._body(stage, chunk, kind, tuple(buckets) if released else ())
+                known[key] = body, self._host(host, stage, chunk, kind)
+            passes.append(Pass(kind, micro_batch, chunk, *known[key]))
         return StageProgram(stage, tuple(passes), self._epilogue(stage, buckets), host.exponent if host else 1.0)
 
     def _shape(self, stage: int, chunk: int) -> _Shape:
@@ -95,21 +98,32 @@ class _Builder:
         last = stage == plan.pipeline - 1 and chunk == plan.chunks - 1
         return tuple(is_moe(model, i) for i in layers), stage == 0 and chunk == 0, last
 
-    def _host(self, host: Host | None, stage: int, chunk: int, forward: bool) -> float:
-        """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it."""
+    def _host(self, host: Host | None, stage: int, chunk: int, kind: Kind) -> float:
+        """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it.
+
+        Where B and W are passes of their own, each takes the backward pass's by the number of its kernels.
+        """
         if host is None:
             return 0.0
         layers = len(self._shape(stage, chunk)[0])
         backward = host.backward_full if self.job.recompute == "full" else host.backward
-        begins = chunk == (0 if forward else self.plan.chunks - 1)
-        return layers * host.forward * (1.0 if forward else backward) + (host.micro_batch if begins else 0.0)
+        begins = chunk == (0 if kind == "F" else self.plan.chunks - 1)
+        whole = layers * host.forward * (1.0 if kind == "F" else backward) + (host.micro_batch if begins else 0.0)
+        if kind == "F" or not self.splits:
+            return whole
+        kernels = {part: launches(self._body(stage, chunk, part, ())) for part in ("B", "W")}
+        return whole * kernels[kind] / sum(kernels.values())
 
-    def _body(self, stage: int, chunk: int, forward: bool, buckets: tuple[_Bucket, ...]) -> tuple[Op, ...]:
+    def _body(self, stage: int, chunk: int, kind: Kind, buckets: tuple[_Bucket, ...]) -> tuple[Op, ...]:
         shape = self._shape(stage, chunk)
         mine = tuple(b for b in buckets if b.after[0] == chunk)
-        key = (shape, forward, tuple((b.channel, b.parameters, b.after[1], b.tag) for b in mine))
+        key = (shape, kind, tuple((b.channel, b.parameters, b.after[1], b.tag) for b in mine))
         if key not in self._bodies:
-            self._bodies[key] = merged(self._forward(shape) if forward else self._backward(shape, mine))
+            if kind == "F":
+                ops = self._forward(shape)
+            else:
+                ops = self._weights(shape, mine) if kind == "W" else self._backward(shape, mine)
+            self._bodies[key] = merged(ops)
         return self._bodies[key]
 
     # -- passes ------------------------------------------------------------------------------------------------------
@@ -142,16 +156,29 @@ class _Builder:
             ops.append(Send("forward", self._boundary, blocking))
         return ops
 
+    def _now(self, ops: list[Op]) -> list[Op]:
+        """What a backward pass does of these operations: all, or what leads to the input's gradients."""
+        return split_backward(ops)[0] if self.splits else ops
+
     def _backward(self, shape: _Shape, buckets: tuple[_Bucket, ...]) -> list[Op]:
         layers, first, last = shape
         blocking = not self.job.overlap.pipeline
         ops: list[Op] = [*self._gather_ends(last=last)] if last else []
-        ops += self.ops.head_backward() if last else [Receive("backward"), *self._regathered]
+        ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += self._parameters(layers, i, -1)
-            ops += self.ops.backward(layers[i])
+            ops += self._now(self.ops.backward(layers[i]))
             ops += self._release(buckets, i)
         ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
+        return ops + self._release(buckets, -1)
+
+    def _weights(self, shape: _Shape, buckets: tuple[_Bucket, ...]) -> list[Op]:
+        """The weights' gradients of a chunk, which zero-bubble puts off, from the last layer to the first."""
+        layers, _, last = shape
+        ops = split_backward(self.ops.head_backward())[1] if last else []
+        for i in reversed(range(len(layers))):
+            ops += split_backward(self.ops.backward(layers[i]))[1]
+            ops += self._release(buckets, i)
         return ops + self._release(buckets, -1)
 
     # -- ZeRO-3: parameters a layer ahead ----------------------------------------------------------------------------
