@@ -27,7 +27,7 @@ def job_of(name, *changes, case=None, **model):
 
 
 def local_of(plan, job, stage):
-    return transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+    return transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
 
 
 # -- activations of a layer ------------------------------------------------------------------------------------------
@@ -249,6 +249,23 @@ def test_the_ends_live_on_the_first_and_last_stage():
     end = job.model.vocabulary * job.model.hidden / 2
     assert first - middle == pytest.approx(each * end)
     assert last - middle == pytest.approx(each * (end + job.model.hidden))
+
+
+def test_uneven_stages_hold_what_they_have():
+    """1f1b, stage i: min(p - i, m) micro-batches of its own layers, none of them on ends without layers, and the logits."""
+    one_chunk = ("job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")
+    for layers in ((0, 16, 16, 0), (5, 9, 9, 9)):
+        for sharding in LEVELS:
+            changes = (
+                f"job.parallelism.stage_layers={list(layers)}",
+                f"job.parallelism.sharding={sharding}",
+                *one_chunk,
+            )
+            plan, job = job_of("two-pods", *changes)
+            one = layer_activations(plan, job, False)
+            for i, memory in enumerate(memory_by_stage(plan, job)):
+                logits = 6 * plan.tokens * job.model.vocabulary / plan.tensor if i == 3 else 0
+                assert memory.activations == pytest.approx((4 - i) * layers[i] * one + logits)
 
 
 # -- what fits -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import math
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
 from colossim.scenario.plan import Plan
-from colossim.scenario.rules import MOST_PASSES, Report, check, divisors
+from colossim.scenario.rules import MOST_PASSES, Report, check, counted_layers, divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
 __all__ = ["Plan", "derive", "no_effects"]
@@ -43,6 +43,7 @@ def derive(scenario: Scenario) -> Plan:
         context=par.context,
         pipeline=par.pipeline,
         chunks=par.virtual_pipeline,
+        layers=_layers(job),
         expert=par.expert,
         data=data,
         micro_batches=micro_batches,
@@ -53,6 +54,21 @@ def derive(scenario: Scenario) -> Plan:
         axes=axes,
         expert_context=par.expert // expert_axis,
     )
+
+
+def _layers(job: JobSpec) -> tuple[int, ...]:
+    """Layers of each chunk: as they are given, or all equal with embedding and loss in the place of a layer if they count.
+
+    The latter as Megatron's --account-for-embedding-in-pipeline-split and --account-for-loss-in-pipeline-split.
+    """
+    par = job.parallelism
+    if par.stage_layers is not None:
+        return par.stage_layers
+    chunks = par.pipeline * par.virtual_pipeline
+    counts = [counted_layers(job) // chunks] * chunks
+    counts[0] -= par.account_for_embedding
+    counts[-1] -= par.account_for_loss
+    return tuple(counts)
 
 
 def _usable(scenario: Scenario) -> int:

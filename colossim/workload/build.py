@@ -94,7 +94,7 @@ class _Builder:
 
     def _shape(self, stage: int, chunk: int) -> _Shape:
         plan, model = self.plan, self.job.model
-        layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+        layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
         last = stage == plan.pipeline - 1 and chunk == plan.chunks - 1
         return tuple(is_moe(model, i) for i in layers), stage == 0 and chunk == 0, last
 
@@ -151,7 +151,8 @@ class _Builder:
                 ops += self._gather_ends(last=last, tag="head")
             ops += self.ops.forward(routed)
         if last:
-            ops += [*self._wait_for_ends(last=last, tag="head"), *self.ops.head_forward()]
+            ops += self._wait_for_ends(last=last, tag="head") if layers else self._gather_ends(last=last)
+            ops += self.ops.head_forward()
         else:
             ops.append(Send("forward", self._boundary, blocking))
         return ops
@@ -252,7 +253,7 @@ class _Builder:
         last_stage = stage == plan.pipeline - 1
         ready["data"] += local_ends(model, plan.tensor, first=False, last=last_stage, pipeline=plan.pipeline)
         for chunk in reversed(range(plan.chunks)):
-            layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+            layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
             for i in reversed(range(len(layers))):
                 local = local_layer(model, layers[i], plan.tensor, plan.expert)
                 for channel, parameters in self._by_channel(local):
@@ -269,7 +270,7 @@ class _Builder:
         for chunk in range(plan.chunks):
             _, first, last = self._shape(stage, chunk)
             ends = local_ends(model, plan.tensor, first=first, last=last, pipeline=plan.pipeline)
-            layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+            layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
             local = [local_layer(model, i, plan.tensor, plan.expert) for i in layers]
             total = Stage(ends + sum(x.dense for x in local), sum(x.experts for x in local))
             for channel, parameters in self._by_channel(total):
@@ -293,7 +294,7 @@ class _Builder:
     # -- the step's end ----------------------------------------------------------------------------------------------
     def _epilogue(self, stage: int, buckets: list[_Bucket]) -> tuple[Op, ...]:
         plan, job = self.plan, self.job
-        local = stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+        local = stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
         parts = [(channel, n) for channel, n in self._by_channel(local) if n]
         ops: list[Op] = [Wait(bucket.tag) for bucket in buckets if bucket.tag]
         if not job.overlap.data and not self.shards_gradients:

@@ -97,7 +97,7 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
     model = job.model
     kept, pending, again = [], [], []
     for chunk in range(plan.chunks):
-        layers = [is_moe(model, i) for i in chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)]
+        layers = [is_moe(model, i) for i in chunk_layers(plan.pipeline, plan.layers, stage, chunk)]
         own = sum(layer_activations(plan, job, routed) for routed in layers)
         late = sum(weight_gradient_inputs(plan, job, routed) for routed in layers)
         if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
@@ -106,7 +106,7 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
             late += 2.0 * logits
         kept.append(own)
         pending.append(late)
-        again.append(max(_recomputed(plan, job, routed) for routed in layers))
+        again.append(max((_recomputed(plan, job, routed) for routed in layers), default=0.0))
     return max(
         sum(n * size for n, size in zip(held.activations, kept, strict=True))
         + sum(n * size for n, size in zip(held.pending, pending, strict=True))
@@ -123,7 +123,7 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     the group that holds the same parameters. Activations: at the fullest moment of the schedule.
     """
     model, stack = job.model, job.software
-    local = stage_parameters(model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+    local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
     level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
     parameters = gradients = optimizer = 0.0
     for count, group in ((local.dense, plan.replica_group), (local.experts, plan.expert_group)):
@@ -132,8 +132,9 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
         optimizer += stack.optimizer_bytes * count / (group if level >= 1 else 1)
     if level >= 3:
         ends = local_ends(model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
-        layers = sum(len(chunk_layers(model, plan.pipeline, plan.chunks, stage, c)) for c in range(plan.chunks))
-        parameters += _WEIGHT * (2 * (local.dense - ends + local.experts) / layers + ends)
+        layers = sum(len(chunk_layers(plan.pipeline, plan.layers, stage, c)) for c in range(plan.chunks))
+        gathered = min(2, layers) / max(1, layers)
+        parameters += _WEIGHT * (gathered * (local.dense - ends + local.experts) + ends)
     activations = _activations(plan, job, stage)
     return Memory(stage, parameters, gradients, optimizer, activations, stack.workspace)
 
