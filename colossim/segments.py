@@ -23,6 +23,7 @@ from colossim.footprint import Shape
 from colossim.quotient import GroupClass, Quotient, RankClass
 from colossim.traffic import STORAGE
 from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
+from colossim.workload.schedule import Kind
 
 #: Index into engine.record.CATEGORIES of what a channel's exposed time is called.
 CATEGORY = {
@@ -48,6 +49,10 @@ SLOWING = frozenset({"data", "data_shards", "data_replicas", "expert_data", "con
 
 #: What a stretch is that no collective fills: a kernel, or what others make it take longer.
 KERNEL, WAIT = -1, -2
+#: What a leg is called by: forward, backward, and the weights' gradients where they are a pass of their own.
+DIRECTION: dict[Kind, int] = {"F": 0, "B": 1, "W": 3}
+#: A leg that is no pass: the step's end.
+OUTSIDE = 2
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch | Gate
 
 @dataclass(frozen=True)
 class Leg:
-    """One pass, compiled. direction: 0 forward, 1 backward, 2 outside the pipeline."""
+    """One pass, compiled. direction: of DIRECTION, or OUTSIDE the pipeline."""
 
     direction: int
     micro_batch: int
@@ -275,10 +280,10 @@ class Compiler:
         shapes = tuple(self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels)))
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
-        outside = (2, -1, -1)
+        outside = (OUTSIDE, -1, -1)
         for body, host, where in [
             (program.prologue, 0.0, outside),
-            *((p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes),
+            *((p.body, p.host, (DIRECTION[p.kind], p.micro_batch, p.chunk)) for p in program.passes),
             (program.epilogue, 0.0, outside),
         ]:
             if not body:

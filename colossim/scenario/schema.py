@@ -38,10 +38,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
     ("events",): "campaigns",
     ("run", "duration"): "campaigns",
 }
-#: Values of the contract whose capability comes later.
-LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
-    ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
-}
 
 
 class NodeGroup(Facts):
@@ -95,6 +91,12 @@ class Parallelism(Facts):
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] = Field(
         default="1f1b", description="order of the passes"
     )
+    stage_layers: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="layers of each stage (of each chunk, in the order in which a micro-batch meets them); equal when absent",
+    )
+    account_for_embedding: bool = Field(default=False, description="the embedding counts as a layer of the first stage")
+    account_for_loss: bool = Field(default=False, description="head and loss count as a layer of the last stage")
     expert: Positive = Field(default=1, description="ranks that share the experts of a layer")
     data: Positive | Literal["auto"] = Field(
         default="auto", description="replicas; auto takes the most that fit and divide the batch"

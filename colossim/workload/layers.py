@@ -44,13 +44,13 @@ class LayerOps:
         return self.job.parallelism.sequence and self.plan.tensor > 1
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
-    def _tensor(self, operation: Operation, tokens: float) -> list[Op]:
+    def _tensor(self, operation: Operation, tokens: float, *, for_weights: bool = False) -> list[Op]:
         """A collective over `tokens` hidden vectors, hidden in part if the job overlaps them with products."""
         if self.plan.tensor == 1:
             return []
         hidden = self.job.software.tensor_overlap if self.job.overlap.tensor else 0.0
         size = WIDTH * tokens * self.job.model.hidden
-        return [Collective("tensor", operation, size, hidden)]
+        return [Collective("tensor", operation, size, hidden, for_weights)]
 
     def _gather(self, tokens: float) -> list[Op]:
         return self._tensor("all_gather", tokens) if self.sequence else []
@@ -60,7 +60,7 @@ class LayerOps:
 
     def _regather(self, tokens: float) -> list[Op]:
         """The backward pass gathers the input again for the weight gradient (Korthikanti et al. 2022, section 4.2.2)."""
-        return self._gather(tokens)
+        return self._tensor("all_gather", tokens, for_weights=True) if self.sequence else []
 
     # -- kernels -----------------------------------------------------------------------------------------------------
     def _eager(self, size: float) -> Stream:
