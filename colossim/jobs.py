@@ -18,11 +18,12 @@ from colossim.cluster.placement import Wish, place
 from colossim.engine.step import play
 from colossim.errors import Problem, ScenarioError
 from colossim.fold import fold
+from colossim.legs import Gate, Leg
 from colossim.result.jobs import JobResult, JobsResult
 from colossim.scenario.derive import derive
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
-from colossim.segments import Compiler, Gate, Leg
+from colossim.segments import Compiler
 from colossim.simulation import (
     LaidOut,
     Progress,

@@ -30,11 +30,12 @@ from colossim.engine.step import play
 from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
 from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
+from colossim.legs import Leg
 from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, NamedJob, Scenario
-from colossim.segments import Compiler, Leg
+from colossim.segments import Compiler
 from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
 from colossim.workload.build import build_programs

@@ -13,26 +13,13 @@ from colossim.collective import Library, Timing
 from colossim.engine.record import CATEGORIES
 from colossim.engine.step import _step_function, play
 from colossim.footprint import Shape
+from colossim.legs import DIRECTION, Alone, Blocking, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
 from colossim.partition import Partition, refine
 from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
 from colossim.quotient import quotient as fold_by
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
-from colossim.segments import (
-    DIRECTION,
-    Alone,
-    Blocking,
-    Compiler,
-    Fetch,
-    Leg,
-    Meeting,
-    Part,
-    Segment,
-    Ship,
-    Slowed,
-    Start,
-    Until,
-)
+from colossim.segments import Compiler
 from colossim.simulation import compile_setup, lay_out, play_step, prepare
 from colossim.workload.kernels import kernel_time
 from colossim.workload.program import Collective, Compute, Pass, Post, Send, StageProgram, Wait
@@ -336,7 +323,7 @@ def test_hierarchical_rings_pay_less_latency():
 
 
 def test_segments_and_records_call_the_same_things_by_the_same_number():
-    from colossim.segments import CATEGORY
+    from colossim.legs import CATEGORY
 
     called = {name: CATEGORIES[index] for name, index in CATEGORY.items()}
     assert called == {

@@ -14,8 +14,8 @@ import simpy
 
 from colossim.collective import Timing
 from colossim.engine.network import Activity, Network
+from colossim.legs import CATEGORY, Part, Segment
 from colossim.quotient import GroupClass
-from colossim.segments import CATEGORY, Part, Segment
 
 if TYPE_CHECKING:
     from colossim.engine.rank import Member

@@ -16,8 +16,8 @@ from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.flows import Pace
+from colossim.legs import SLOWING, Leg, Segment
 from colossim.quotient import GroupClass, LinkClass, Quotient
-from colossim.segments import SLOWING, Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS, STORAGE
 
 #: s for which ranks write to storage: beyond any step.

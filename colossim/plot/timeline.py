@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossim.engine.record import CATEGORIES, StepRecord, Timeline
+from colossim.legs import DIRECTION
 from colossim.plot.canvas import new_axes, plain, title
-from colossim.segments import DIRECTION
 from colossim.units import format_share, format_time
 
 if TYPE_CHECKING:
