@@ -311,12 +311,12 @@ def _compared(cluster: Cluster, edges: Edges, some: Ints, ring: Ints, steps: lis
                 break
             level_of += count > 0
             edges.crossings[level - 1, some] += count * share
-            for down, ends in ((False, crossing), (True, np.roll(crossing, distance, axis=1))):
-                feeds[int(down), level - 1] |= ends
-                if cluster.can_bind(level):
-                    who, at = np.nonzero(crossing)
-                    bundle = place[who, (at + distance * down) % ring.shape[1]]
-                    edges.add(some[who], cluster.bundle_offset(level, down) + bundle, np.full(who.size, share))
+            feeds[0, level - 1] |= crossing
+            feeds[1, level - 1] |= np.roll(crossing, distance, axis=1)
+            if cluster.can_bind(level):
+                who, one = np.repeat(some, count), np.full(int(count.sum()), share)
+                edges.add(who, cluster.bundle_offset(level, False) + place[crossing], one)
+                edges.add(who, cluster.bundle_offset(level, True) + np.roll(place, -distance, axis=1)[crossing], one)
         longest += cluster.latency[level_of]
     for way, level in np.ndindex(2, 3):
         edges.feeds[way, level, ring[feeds[way, level]]] = True
