@@ -18,7 +18,7 @@ import click
 
 from colossim import __version__
 from colossim.cli_collectives import collectives, validate_collectives
-from colossim.words import JSON, PLOT, SET, console
+from colossim.words import JSON, PLOT, SET, console, picture
 
 if TYPE_CHECKING:
     from colossim.scenario.variants import Variant
@@ -239,27 +239,32 @@ def catalog(kind: str | None, name: str | None, as_json: bool) -> None:
 
 
 @commands.command()
-@click.option("--source", metavar="NAME", help="Only the runs of one scenario.")
+@click.option("--source", metavar="NAME", help="Only the runs of one source, or of a file of your own.")
 @click.option("--collectives", "tables", is_flag=True, help="Measured collectives instead of runs.")
 @PLOT
 @JSON
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes; all cores when absent.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def validate(source: str | None, tables: bool, plot: Path | None, as_json: bool, quiet: bool) -> None:
+def validate(
+    source: str | None, tables: bool, plot: Path | None, as_json: bool, workers: int | None, quiet: bool
+) -> None:
     """Predicts the published runs that ship, and says how wrong it is."""
-    from colossim.result import listing
-
     if tables and source is not None:
         raise click.UsageError("--source names a run's scenario: with --collectives all tables are predicted")
-    if plot is not None and not tables:
-        raise click.UsageError("--plot draws the collectives: add --collectives")
     if tables:
         validate_collectives(as_json, plot)
         return
     from colossim.validation import validate as predict
 
     with _progress(quiet) as tell:
-        report = predict(source, tell)
+        report = predict(source, tell, workers or os.cpu_count() or 1)
+    if plot is not None:
+        from colossim.plot import published
+
+        picture(published(report), plot)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        listing.show_validation(report, console())
+        from colossim.result.validation import show_validation
+
+        show_validation(report, console())

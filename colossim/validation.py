@@ -1,86 +1,250 @@
 """Predicting every published run that ships: the scoreboard of `colossim validate`.
 
-A published run is a case with `measured:` of a scenario that ships. Nothing is fitted here.
+A published run is a case with `measured:` of a scenario below scenarios/published; a user's own file is predicted the same
+way. Nothing is fitted here. A run that was published did fit its GPUs: it is played even if the memory model says no, and
+listed.
 """
 
 from __future__ import annotations
 
+import signal
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import accumulate
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from colossim.errors import Problem, ScenarioError
+from colossim import yaml12
+from colossim.errors import Problem, ScenarioError, SimulationError
+from colossim.scenario.derive import derive
 from colossim.scenario.reader import read
+from colossim.scenario.schema import Measured, Scenario
 from colossim.scenario.variants import load_variants
-from colossim.shipped import scenario_names, scenario_path
+from colossim.shipped import published_names, scenario_path
 from colossim.simulation import simulate
 
 Progress = Callable[[str, float], None]
 
-
-def published() -> list[str]:
-    """Names of the scenarios that ship with measured cases."""
-    found = []
-    for name in scenario_names():
-        document, _ = read(name)
-        cases = document.value.get("cases", ()) if isinstance(document.value, dict) else ()
-        if any(isinstance(case, dict) and "measured" in case for case in cases):
-            found.append(name)
-    return found
+#: What the calibration found for each source: mean errors before any fit, and of configurations that a fit left out.
+CALIBRATED = Path(__file__).parent / "catalog" / "measured" / "validation.yaml"
+#: Runs that make it worth starting a process.
+_WORTH_A_WORKER = 4
+_FROM_CALIBRATION = ("untuned_mean_pct", "left_out_mean_pct")
 
 
-def validate(source: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Predicts the published runs of one source, or of all.
+@dataclass(frozen=True)
+class Run:
+    """One published run."""
 
-    Returns `sources` ({name: n, mean_pct, median_pct, worst_pct, bias_pct}), `overall` and `cases` (source, case, measured_s,
-    predicted_s, error_pct, flag). Errors are of the step time in percent; flagged cases, whose measurement is to be
-    distrusted, count too. Raises ScenarioError if the source isn't known.
+    source: str
+    case: str
+    scenario: Scenario
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for a run. step_time: s.  memory, capacity: bytes of the fullest GPU, which is of pipeline `stage`."""
+
+    step_time: float
+    memory: float
+    capacity: float
+    stage: int
+
+
+def published(source: str | None = None) -> list[Run]:
+    """The published runs of one source, or of all: those whose step time or memory was measured.
+
+    source: the name of a scenario of published runs, or a path. Raises ScenarioError if it has none.
     """
-    names = published() if source is None else [source]
-    cases: list[dict[str, Any]] = []
-    work = []
-    for name in names:
-        own = [v for v in load_variants(name) if v.measured is not None and v.measured.step_time is not None]
-        if not own:
-            known = ", ".join(published())
+    runs = []
+    for name in published_names() if source is None else [source]:
+        found = []
+        if source is None or _has_cases(name):
+            for label, scenario, measured in load_variants(name):
+                if measured is not None and (measured.step_time is not None or measured.memory is not None):
+                    found.append(Run(scenario.name, label, scenario, measured))
+        if not found:
+            known = ", ".join(published_names())
             raise ScenarioError(
                 [Problem("", f"`{name}` has no measured cases: those that have are {known}", str(scenario_path(name)))]
             )
-        work += [(Path(name).stem, variant) for variant in own]
-    for i, (name, variant) in enumerate(work):
+        runs += found
+    return runs
+
+
+def _has_cases(name: str) -> bool:
+    """Whether a scenario has cases: many of a grid need not be built to say that none is measured."""
+    value = read(name)[0].value
+    return isinstance(value, dict) and bool(value.get("cases"))
+
+
+def predict(scenario: Scenario) -> Prediction:
+    """Plays the step of a run."""
+    result = simulate(scenario, must_fit=False)
+    memory = result.memory_bytes
+    return Prediction(result.step_time_s, memory["peak"], memory["capacity"], int(memory["stage"]))
+
+
+def validate(source: str | None = None, progress: Progress | None = None, workers: int = 1) -> dict[str, Any]:
+    """Predicts the published runs of one source, or of all.
+
+    workers: processes; what is returned doesn't depend on them. A script that asks for several needs the usual
+    `if __name__ == "__main__":`.  Returns, errors being 100 (predicted / measured - 1):
+
+    sources: a source each: n, mean, median and worst absolute error, and bias, in percent, of the step times of rows
+    without a flag (flagged: the measurement is to be distrusted); flagged_n and flagged_mean_pct of those with one; all_n,
+    all_mean_pct and all_median_pct of both; untuned_mean_pct and left_out_mean_pct as the calibration left them, or None.
+    overall: the same with all rows pooled, and equal_weight_mean_pct and equal_weight_median_pct with equal weight a source.
+    cases: source, case, measured_s, predicted_s, error_pct, flag.  memory: sources, overall and cases likewise, in bytes.
+    does_not_fit: runs that the memory model finds too large: source, case, stage, predicted_bytes, capacity_bytes.
+    Raises ScenarioError if the source isn't known, SimulationError if a run can't be played.
+    """
+    runs = published(source)
+    report = scoreboard(runs, _predictions(runs, workers, progress))
+    calibrated = _calibrated()
+    for name, row in report["sources"].items():
+        row |= {key: calibrated.get(name, {}).get(key) for key in _FROM_CALIBRATION}
+    return report
+
+
+def _predictions(runs: Sequence[Run], workers: int, progress: Progress | None) -> list[Prediction]:
+    """Predictions of runs, in their order. Raises SimulationError if a worker is killed."""
+
+    def tell(run: Run, done: int) -> None:
         if progress is not None:
-            progress(f"{name}: {variant.label}", i / len(work))
-        predicted = simulate(variant.scenario).step_time_s
-        assert variant.measured is not None
-        assert variant.measured.step_time is not None
-        measured = variant.measured.step_time
-        cases.append(
-            {
-                "source": name,
-                "case": variant.label,
-                "measured_s": measured,
-                "predicted_s": predicted,
-                "error_pct": 100 * (predicted / measured - 1),
-                "flag": variant.measured.flag,
-            }
-        )
+            progress(f"{run.source}: {run.case}", done / len(runs))
+
+    found: dict[int, Prediction] = {}
+    if min(workers, len(runs) // _WORTH_A_WORKER) <= 1:
+        for i, run in enumerate(runs):
+            tell(run, i)
+            found[i] = predict(run.scenario)
+        return list(found.values())
+    # The longest first, so that no worker ends with one of them alone; the order of the answers is that of the runs.
+    longest = sorted(range(len(runs)), key=lambda i: -_passes(runs[i].scenario))
+    others = set(active_children())
+    # Interrupted, a worker dies without words.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL))
+    try:
+        futures = {pool.submit(predict, runs[i].scenario): i for i in longest}
+        for future in as_completed(futures):
+            i = futures[future]
+            found[i] = future.result()
+            tell(runs[i], len(found))
+    except BrokenProcessPool:
+        raise SimulationError("a process that predicts was killed: fewer --workers need less memory") from None
+    finally:
+        if len(found) < len(runs):
+            for worker in set(active_children()) - others:
+                worker.terminate()
+        pool.shutdown(cancel_futures=True)
+    return [found[i] for i in range(len(runs))]
+
+
+def _passes(scenario: Scenario) -> int:
+    """Passes that the event loop plays, in proportion to its time: micro-batches x chunks x stages."""
+    plan = derive(scenario)
+    return plan.micro_batches * plan.chunks * plan.pipeline
+
+
+def scoreboard(runs: Sequence[Run], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The report of `validate` on runs and what was predicted for them, without the calibration's columns."""
+    cases: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
+    tight: list[dict[str, Any]] = []
+    for run, prediction in zip(runs, predictions, strict=True):
+        place, measured = {"source": run.source, "case": run.case}, run.measured
+        if measured.step_time is not None:
+            cases.append(
+                {
+                    **place,
+                    "measured_s": measured.step_time,
+                    "predicted_s": prediction.step_time,
+                    "error_pct": _error(prediction.step_time, measured.step_time),
+                    "flag": measured.flag,
+                }
+            )
+        if measured.memory is not None:
+            memory.append(
+                {
+                    **place,
+                    "measured_bytes": measured.memory,
+                    "predicted_bytes": prediction.memory,
+                    "error_pct": _error(prediction.memory, measured.memory),
+                    "flag": measured.flag,
+                }
+            )
+        if prediction.memory > prediction.capacity:
+            size = {"predicted_bytes": prediction.memory, "capacity_bytes": prediction.capacity}
+            tight.append({**place, "stage": prediction.stage, **size})
+    return {**_summaries(cases), "memory": _summaries(memory), "does_not_fit": tight}
+
+
+def _error(predicted: float, measured: float) -> float:
+    return 100 * (predicted / measured - 1)
+
+
+def _summaries(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """sources, overall and cases of one kind of measurement."""
+    names = list(dict.fromkeys(case["source"] for case in cases))
+    overall = _summary(cases) | _equal_weight(cases)
     return {
-        "sources": {
-            name: _summary([c["error_pct"] for c in cases if c["source"] == name])
-            for name in dict.fromkeys(name for name, _ in work)
-        },
-        "overall": _summary([c["error_pct"] for c in cases]),
+        "sources": {name: _summary([case for case in cases if case["source"] == name]) for name in names},
+        "overall": overall,
         "cases": cases,
     }
 
 
-def _summary(errors: list[float]) -> dict[str, Any]:
-    sizes = [abs(error) for error in errors]
+def _summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Errors of rows; None where there are no rows."""
+    counted = [case["error_pct"] for case in cases if not case["flag"]]
+    flagged = [abs(case["error_pct"]) for case in cases if case["flag"]]
+    sizes = [abs(error) for error in counted]
+    every = sizes + flagged
     return {
-        "n": len(errors),
-        "mean_pct": statistics.fmean(sizes),
-        "median_pct": statistics.median(sizes),
-        "worst_pct": max(sizes),
-        "bias_pct": statistics.fmean(errors),
+        "n": len(sizes),
+        "mean_pct": statistics.fmean(sizes) if sizes else None,
+        "median_pct": statistics.median(sizes) if sizes else None,
+        "worst_pct": max(sizes) if sizes else None,
+        "bias_pct": statistics.fmean(counted) if counted else None,
+        "flagged_n": len(flagged),
+        "flagged_mean_pct": statistics.fmean(flagged) if flagged else None,
+        "all_n": len(every),
+        "all_mean_pct": statistics.fmean(every) if every else None,
+        "all_median_pct": statistics.median(every) if every else None,
     }
+
+
+def _equal_weight(cases: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Mean and median of the absolute errors of rows without a flag, each row weighing 1 / rows of its source.
+
+    The median is the error up to which half of the weight has come.
+    """
+    rows = [(abs(case["error_pct"]), case["source"]) for case in cases if not case["flag"]]
+    if not rows:
+        return {"equal_weight_mean_pct": None, "equal_weight_median_pct": None}
+    sizes: dict[str, int] = {}
+    for _, source in rows:
+        sizes[source] = sizes.get(source, 0) + 1
+    weighted = sorted((error, 1 / (sizes[source] * len(sizes))) for error, source in rows)
+    return {
+        "equal_weight_mean_pct": sum(error * weight for error, weight in weighted),
+        "equal_weight_median_pct": _half(weighted),
+    }
+
+
+def _half(weighted: Sequence[tuple[float, float]]) -> float:
+    """The value at which half of the weight (1 in all) of sorted values is reached; rounding doesn't pass it by."""
+    reached = accumulate(weight for _, weight in weighted)
+    return next(value for (value, _), weight in zip(weighted, reached, strict=True) if weight >= 0.5 - 1e-12)
+
+
+def _calibrated() -> dict[str, dict[str, float]]:
+    """{source: {untuned_mean_pct, left_out_mean_pct}} that the calibration wrote."""
+    sources: dict[str, dict[str, float]] = yaml12.read_file(CALIBRATED).value["sources"]
+    return sources

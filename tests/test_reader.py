@@ -10,7 +10,7 @@ from colossim.errors import Problem, ScenarioError
 from colossim.scenario.json_schema import json_schema
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.variants import load_variants
-from colossim.shipped import scenario_names, scenario_path
+from colossim.shipped import published_names, scenario_names, scenario_path
 from colossim.yaml12 import read_text
 
 GOOD = """\
@@ -466,7 +466,7 @@ def test_a_grid_without_end_is_refused(write):
         load_variants(path)
 
 
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize("name", [*scenario_names(), *published_names()])
 def test_every_scenario_that_ships_is_sound_and_says_what_it_is(name):
     scenario = load_scenario(name)
     assert scenario.name == name
@@ -475,7 +475,7 @@ def test_every_scenario_that_ships_is_sound_and_says_what_it_is(name):
     assert load_variants(name)
 
 
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize("name", [*scenario_names(), *published_names()])
 def test_json_schema_takes_what_the_reader_takes(name):
     jsonschema = pytest.importorskip("jsonschema")
     from colossim import yaml12

@@ -9,6 +9,7 @@ from colossim.plot.breakdown import breakdown
 from colossim.plot.canvas import save
 from colossim.plot.collectives import collectives
 from colossim.plot.pipeline import pipeline_fill
+from colossim.plot.published import published, published_memory
 from colossim.plot.scoreboard import errors, predicted
 from colossim.plot.throughput import link_throughput, throughput, tokens
 from colossim.plot.timeline import timeline
@@ -21,6 +22,8 @@ __all__ = [
     "link_throughput",
     "pipeline_fill",
     "predicted",
+    "published",
+    "published_memory",
     "save",
     "throughput",
     "timeline",

@@ -1,4 +1,4 @@
-"""Tables of the catalogue and of the scoreboard, for the terminal."""
+"""Tables of the catalogue and of measured collectives, for the terminal."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from colossim import catalog
 from colossim.errors import Problem, ScenarioError
-from colossim.shipped import scenario_names, scenario_path
-from colossim.units import format_time
+from colossim.shipped import published_names, scenario_names, scenario_path
 from colossim.yaml12 import read_file
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def _known(word: str, words: list[str], what: str) -> None:
 
 
 def _names(kind: str) -> list[str]:
-    return scenario_names() if kind == "scenarios" else catalog.names(kind)
+    return [*scenario_names(), *published_names()] if kind == "scenarios" else catalog.names(kind)
 
 
 def facts(kind: str | None, name: str | None) -> dict[str, Any]:
@@ -100,35 +99,6 @@ def show_sections(title: str, sections: dict[str, dict[str, str]], console: Cons
         for label, value in rows.items():
             table.add_row(label, value)
         console.print(table, highlight=False, markup=False, emoji=False)
-
-
-def show_validation(report: dict[str, Any], console: Console) -> None:
-    """Prints the scoreboard: every case, then a line a source."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("run", no_wrap=True)
-    for title in ("measured", "predicted", "error"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("flag", overflow="fold")
-    for case in report["cases"]:
-        table.add_row(
-            f"{case['source']} {case['case']}",
-            format_time(case["measured_s"]),
-            format_time(case["predicted_s"]),
-            f"{case['error_pct']:+.1f} %",
-            case["flag"],
-        )
-    console.print(table, highlight=False, markup=False, emoji=False)
-    console.print()
-    summary = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    summary.add_column("source", no_wrap=True)
-    for title in ("runs", "mean", "median", "worst", "bias"):
-        summary.add_column(title, justify="right", no_wrap=True)
-    for name, row in {**report["sources"], "all": report["overall"]}.items():
-        cells = [f"{row[key]:.1f} %" for key in ("mean_pct", "median_pct", "worst_pct")]
-        summary.add_row(name, str(row["n"]), *cells, f"{row['bias_pct']:+.1f} %")
-    console.print(summary, highlight=False, markup=False, emoji=False)
 
 
 def show_collectives(report: dict[str, Any], console: Console) -> None:

@@ -281,7 +281,7 @@ def _at(value: Any, path: tuple[str, ...]) -> Any:
 
 
 def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list[Problem]:
-    """Cases and grid name fields that exist; names are unique."""
+    """Cases and grid name fields that exist; names are unique; a measurement has a source."""
     problems = []
     seen: set[str] = set()
     for i, case in enumerate(scenario.cases):
@@ -289,6 +289,10 @@ def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list
             message = f"`{case.name}` is taken: names are unique"
             problems.append(Problem(f"cases.{i}.name", message, *place_of(("cases", i, "name"), places, places)))
         seen.add(case.name or str(i))
+        if case.measured is not None and not (case.measured.source or scenario.sources):
+            message = "is missing: where it was published, here or in the scenario's `sources`"
+            where = place_of(("cases", i, "measured"), places, places)
+            problems.append(Problem(f"cases.{i}.measured.source", message, *where))
         for path in case.set:
             problems += _unsettable(("cases", i, "set"), path, places)
     for path, values in scenario.grid.items():
