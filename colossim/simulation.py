@@ -30,11 +30,12 @@ from colossim.engine.step import play
 from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
 from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
+from colossim.legs import Leg
 from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, NamedJob, Scenario
-from colossim.segments import Compiler, Leg
+from colossim.segments import Compiler
 from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
 from colossim.workload.build import build_programs
@@ -98,8 +99,8 @@ def used_operations(programs: tuple[StageProgram, ...]) -> dict[str, frozenset[s
     return {channel: frozenset(operations) for channel, operations in found.items()}
 
 
-def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
-    """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and DoesNotFit."""
+def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> LaidOut:
+    """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and, if it must fit, DoesNotFit."""
     try:
         plan = derive(scenario)
         if scenario.run.collectives == "chunked":
@@ -110,7 +111,8 @@ def lay_out(scenario: Scenario, progress: Progress | None = None) -> LaidOut:
     except ScenarioError as error:
         raise scenario.located(error) from None
     job = scenario.job
-    check_memory(scenario, plan, cluster)
+    if must_fit:
+        check_memory(scenario, plan, cluster)
     programs = build_programs(plan, job)
     _tell(progress, "laying the job onto it", 0.05)
     library = library_of(cluster, job)
@@ -190,14 +192,15 @@ def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -
     """Compiles the programs of all rank classes of a folded job."""
     overlap = laid.scenario.job.software.overlap
     fluid = laid.scenario.run.collectives == "fluid"
-    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer, absorb=fluid)
+    slowdowns = (overlap.compute, overlap.transfer)
+    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), slowdowns, absorb=fluid)
     legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 
 
-def prepare(scenario: Scenario, progress: Progress | None = None) -> Setup:
+def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Setup:
     """Lays the job out, folds it and compiles it. Raises ScenarioError (located), DoesNotFit, TooManyClasses."""
-    laid = lay_out(scenario, progress)
+    laid = lay_out(scenario, progress, must_fit=must_fit)
     _tell(progress, "folding", 0.3)
     chunked = scenario.run.collectives == "chunked"
     quotient, pace = fold(laid.traffic, "off" if chunked else scenario.run.fold, scenario.run.seed)
@@ -238,10 +241,11 @@ def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
     )
 
 
-def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
+def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why.
 
-    progress: called with what is being done and the share of it that is done.
+    progress: called with what is being done and the share of it that is done.  must_fit: whether a job that its GPUs can't
+    hold is refused; a run that was published did fit, whatever the model says.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
     """
@@ -253,7 +257,7 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
     began = time.perf_counter()
     try:
         with np.errstate(over="raise"):
-            setup = prepare(scenario, progress)
+            setup = prepare(scenario, progress, must_fit=must_fit)
             ready = time.perf_counter()
             record = play_step(setup, progress)
     except (FloatingPointError, OverflowError):

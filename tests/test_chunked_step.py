@@ -26,8 +26,8 @@ from colossim.chunks import ALGORITHMS, collective_messages, default_slices, mes
 from colossim.engine import chunked_step
 from colossim.engine.chunked_step import messages_of_step, slices_of
 from colossim.errors import ScenarioError, SimulationError
+from colossim.legs import Blocking, Ship, Start
 from colossim.scenario.reader import load_scenario
-from colossim.segments import Blocking, Ship, Start
 from colossim.simulation import play_step, prepare, simulate
 
 PAR = "job.parallelism"

@@ -242,7 +242,10 @@ def test_schema_and_catalogue(cli):
         (["run", "two-pods", "--set", "job.micro_batch"], "path=value"),
         (["run", "two-pods", "--set", "job.micro_bach=2"], "micro_batch"),
         (["run", "two-pods", "--set", "cluster.nodes.7.count=2"], "no index"),
-        (["run", "two-pods", "--set", "job.parallelism.schedule=zero-bubble"], "isn't available yet"),
+        (
+            ["run", "two-pods", "--set", "job.parallelism.schedule=zero-bubble"],
+            "zero-bubble has one chunk a stage: set 1",
+        ),
         (["catalog", "gpu"], "gpus"),
         (["catalog", "gpus", "H10"], "H100"),
         (["frobnicate"], "No such command"),

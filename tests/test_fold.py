@@ -60,7 +60,7 @@ def random_scenario(seed):
     context = pick([1, 1, 1, 2])
     while tensor * pipeline * context > 8 * total:
         pipeline, context = max(1, pipeline // 2), 1
-    schedule = pick(["1f1b", "gpipe", "interleaved"]) if pipeline > 1 else "1f1b"
+    schedule = pick(["1f1b", "gpipe", "interleaved", "zero-bubble"]) if pipeline > 1 else "1f1b"
     chunks = pick([2]) if schedule == "interleaved" else 1
     most = 8 * total // (tensor * pipeline * context)
     data = draw.randint(1, most)
@@ -70,6 +70,12 @@ def random_scenario(seed):
     order = ["tensor", "context", "expert", "data", "pipeline"]
     if draw.random() < 0.3:
         draw.shuffle(order)
+    slots = pipeline * chunks
+    layers = None
+    if pipeline > 1 and draw.random() < 0.3:
+        # 8 layers in other shares; the ends may go without.
+        cuts = sorted(draw.sample(range(1, 8), slots - 1)) if slots < 8 else [0, *range(1, 7), 7][: slots - 1]
+        layers = tuple(b - a for a, b in zip([0, *cuts], [*cuts, 8], strict=True))
     micro = pipeline * draw.randint(1, 2) if schedule == "interleaved" else draw.randint(1, 4)
     job = {
         "model": EXPERTS if moe else DENSE,
@@ -88,6 +94,7 @@ def random_scenario(seed):
             "pipeline": pipeline,
             "virtual_pipeline": chunks,
             "schedule": schedule,
+            "stage_layers": layers,
             "expert": expert,
             "data": data,
             "sharding": pick(["none", "optimizer", "gradients", "parameters"]),
@@ -167,6 +174,9 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(any(r > 1 for r in s.cluster.fabric.oversubscription) for s in found) > 80
     assert sum(s.job.parallelism.expert > 1 for s in found) > 15
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
+    assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
+    assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
+    assert sum(0 in (s.job.parallelism.stage_layers or ()) for s in found) > 1
 
 
 @pytest.mark.parametrize("ratio", ["[1, 1]", "[2, 2]"])

@@ -52,6 +52,16 @@ def test_packed_jobs_on_pods_of_their_own_do_not_meet(write):
     assert [job.slowdown for job in result.jobs] == pytest.approx([1.0, 1.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("extra", ["", "run: {fold: bundles}"])
+def test_a_job_that_meets_nobody_plays_each_step_alike(write, monkeypatch, extra):
+    """One step stands for all: the same as three and more, played."""
+    scenario = load_scenario(write(extra=extra))
+    once = simulate_jobs(scenario)
+    monkeypatch.setattr("colossim.jobs._meeting", lambda _: {0, 1})
+    again = simulate_jobs(scenario)
+    assert [job.together_s for job in once.jobs] == pytest.approx([job.together_s for job in again.jobs], rel=1e-13)
+
+
 def test_scattered_jobs_meet_on_a_narrow_fabric(write):
     result = simulate_jobs(load_scenario(write(placements=("scattered", "scattered"), ratios="[8, 1]")))
     assert max(job.slowdown for job in result.jobs) > 1.001

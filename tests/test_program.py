@@ -146,7 +146,7 @@ def test_experts_that_are_not_split_send_nothing():
         ops = ops_of(program)
         assert not collectives(ops, "expert")
         assert not collectives(ops, "expert_data")
-        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, program.stage, plan.tensor, 1)
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, program.stage, plan.tensor, 1)
         reduced = sum(c.size for c in collectives(ops, "data") if c.operation == "reduce_scatter")
         assert reduced == pytest.approx((local.dense + local.experts) * job.software.reduce_bytes)
 
@@ -193,7 +193,7 @@ def test_gradients_reduced_in_a_step(name, sharding, overlap):
     times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
     for stage in {0, 1, plan.pipeline - 1}:
         ops = ops_of(found[stage])
-        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
         for channel, parameters in (("data", local.dense), ("expert_data", local.experts)):
             reduced = [c for c in collectives(ops, channel) if c.operation != "all_gather"]
             assert {c.operation for c in reduced} <= {LEVELS[sharding]}
@@ -216,7 +216,7 @@ def test_two_replicas_are_a_group_and_one_rank_with_its_experts_is_none(sharding
         assert (plan.replica_group, plan.expert_group) == (2, 2 // expert)
         times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
         for stage in (0, 1, plan.pipeline - 1):
-            local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+            local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
             ops = ops_of(found[stage])
             assert not collectives(ops, "expert_data")
             reduced = [c for c in collectives(ops, "data") if c.operation != "all_gather"]
@@ -232,7 +232,7 @@ def test_parameters_gathered_in_a_step(name, sharding):
     backward of every micro-batch."""
     plan, job, found = programs(name, f"job.parallelism.sharding={sharding}")
     times = {"none": 0, "optimizer": 1, "gradients": 1, "parameters": 2 * plan.micro_batches}[sharding]
-    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, plan.expert)
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, plan.expert)
     for channel, parameters in (("data", local.dense), ("expert_data", local.experts)):
         gathered = sum(c.size for c in collectives(ops_of(found[1]), channel) if c.operation == "all_gather")
         assert gathered == pytest.approx(times * 2 * parameters)
@@ -286,7 +286,7 @@ def test_hybrid_sharding_scatters_near_and_reduces_far(group):
     )
     assert plan.replica_group == 16
     whole = group == 16
-    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, 1).dense
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
     ops = ops_of(found[1])
     near = collectives(ops, "data" if whole else "data_shards")
     far = collectives(ops, "data_replicas")
@@ -306,7 +306,7 @@ def test_parameters_get_round_by_broadcasts_where_the_stack_has_no_all_gather():
     """A broadcast of 1/z of the bytes from each of z ranks."""
     stack = "job.software={base: megatron-2024, parameter_gather: broadcasts}"
     plan, job, found = programs("two-pods", stack, "job.overlap.parameters=false")
-    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, 1).dense
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
     sent = [op for op in found[1].epilogue if isinstance(op, Collective) and op.operation == "broadcast"]
     assert len(sent) == plan.replica_group
     assert {op.size for op in sent} == {2 * local / plan.replica_group}
@@ -318,7 +318,7 @@ def test_shards_that_are_not_freed_are_gathered_once():
         plan, job, found = programs(
             "two-pods", "job.parallelism.sharding=parameters", f"job.parallelism.reshard={reshard}"
         )
-        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, 1).dense
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
         gathered = sum(c.size for c in collectives(ops_of(found[1]), "data") if c.operation == "all_gather")
         assert gathered == pytest.approx(times * plan.micro_batches * 2 * local)
 
@@ -398,7 +398,7 @@ def test_zero_3_gathers_dense_layers_and_layers_with_experts_for_what_they_are()
     changes = ("job.parallelism.sharding=parameters", "job.model.dense_layers=9", "job.model.ffn=4096")
     plan, job, found = programs("colossus-100k", *changes)
     for chunk in range(plan.chunks):
-        (index,) = transformer.chunk_layers(job.model, plan.pipeline, plan.chunks, 0, chunk)
+        (index,) = transformer.chunk_layers(plan.pipeline, plan.layers, 0, chunk)
         local = transformer.local_layer(job.model, index, plan.tensor, plan.expert)
         assert (local.experts > 0) == (index >= 9)
         ends = transformer.local_ends(job.model, plan.tensor, first=index == 0, last=False, pipeline=plan.pipeline)
@@ -418,7 +418,7 @@ def test_optimizer_traffic(sharding, software, gradient):
     """26 + 2 x gradient bytes a local parameter, over its shards: D c of dense parameters, D c/e of experts."""
     changes = (f"job.parallelism.sharding={sharding}", f"job.software={software}")
     plan, job, found = programs("grok2-15k", *changes)
-    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, plan.expert)
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, plan.expert)
     dense, experts = (1, 1) if sharding == "none" else (plan.replica_group, plan.expert_group)
     steps = [op for op in found[1].epilogue if isinstance(op, Compute)]
     assert [op.category for op in steps] == ["optimizer"]
@@ -437,7 +437,61 @@ def test_a_step_ends_gradients_then_optimizer_then_parameters():
     assert not any(isinstance(op, Compute) for p in without for op in p.epilogue)
 
 
+ZERO_BUBBLE = ("job.parallelism.schedule=zero-bubble", "job.parallelism.virtual_pipeline=1")
+
+
+def together(ops):
+    """How often each kernel and each other operation comes, in whatever order."""
+    kernels = [kernel for op in ops if isinstance(op, Compute) for kernel in op.kernels]
+    return Counter(kernels), Counter(op for op in ops if not isinstance(op, Compute))
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("name", ["two-pods", "grok2-15k"])
+def test_zero_bubble_parts_the_backward_pass(name, recompute):
+    """B and W do together what the backward pass does. W holds the products that accumulate and gathers their inputs again;
+    nothing that another stage waits for. The host takes as long for both as for one."""
+    changes = (f"job.recompute={recompute}", "job.parallelism.sharding=none")
+    plan, job, whole = programs(name, *changes, *ONE_CHUNK)
+    _, _, parted = programs(name, *changes, *ZERO_BUBBLE)
+    for one, two in zip(whole, parted, strict=True):
+        b, w = body(two, "B", 0), body(two, "W", 0)
+        assert together(body(one, "B", 0)) == together([*b, *w])
+        assert body(one, "F", 0) == body(two, "F", 0)
+        kernels = {True: [], False: []}
+        for late, ops in ((True, w), (False, b)):
+            kernels[late] = [k for op in ops if isinstance(op, Compute) for k in op.kernels]
+        assert all(isinstance(k, Gemm) and k.accumulate for k in kernels[True])
+        assert not any(isinstance(k, Gemm) and k.accumulate for k in kernels[False])
+        assert all(op.channel == "tensor" and op.operation == "all_gather" for op in w if not isinstance(op, Compute))
+        hosts = [{p.kind: p.host for p in program.passes} for program in (one, two)]
+        assert hosts[1]["B"] + hosts[1]["W"] == pytest.approx(hosts[0]["B"])
+        assert 0 < hosts[1]["W"] < hosts[1]["B"]
+    assert job.parallelism.tensor > 1
+    assert plan.pipeline > 1
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_zero_bubble_releases_gradients_behind_w(sharding):
+    """B posts nothing of gradients; the W passes post what the backward passes would, each bucket behind its last layer."""
+    changes = (f"job.parallelism.sharding={sharding}", "job.bucket=200 MB")
+    plan, _, whole = programs("two-pods", *changes, *ONE_CHUNK)
+    _, _, parted = programs("two-pods", *changes, *ZERO_BUBBLE)
+    last = plan.micro_batches - 1
+
+    def posted(program, kind):
+        return [op for op in body(program, kind, last) if isinstance(op, Post) and "gradients" in op.tag]
+
+    for one, two in zip(whole, parted, strict=True):
+        assert posted(two, "B") == []
+        assert posted(two, "W") == posted(one, "B") != []
+        assert [op for op in body(two, "W", 0) if isinstance(op, Wait)] == []
+
+
 VARIANTS = [
+    ("two-pods", ("job.parallelism.sharding=parameters", "job.parallelism.stage_layers=[0, 16, 16, 0]", *ONE_CHUNK)),
+    ("two-pods", ("job.parallelism.sharding=parameters", *ZERO_BUBBLE)),
+    ("two-pods", ("job.parallelism.sharding=gradients", "job.overlap.data=false", *ZERO_BUBBLE)),
     ("two-pods", ()),
     ("two-pods", ("job.parallelism.sharding=parameters", "job.parallelism.context=2", "job.parallelism.data=8")),
     ("two-pods", ("job.parallelism.sharding=gradients", *ONE_CHUNK)),
@@ -474,7 +528,8 @@ def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
 # -- stage boundaries ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("blocking", ["true", "false"])
 @pytest.mark.parametrize(
-    ("schedule", "chunks"), [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8)]
+    ("schedule", "chunks"),
+    [("gpipe", 1), ("1f1b", 1), ("zero-bubble", 1), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8)],
 )
 def test_messages_pair_up(schedule, chunks, blocking):
     """Chunk c of stage i is slot i + p c of p v: it sends ahead to slot + 1 and back to slot - 1, the last stage to the first
@@ -538,6 +593,40 @@ def test_the_largest_job_has_eight_bodies():
     passes = [one for program in found for one in program.passes]
     assert (plan.pipeline, plan.micro_batches, len(passes)) == (64, 512, 2 * 64 * 512)
     assert len({id(one.body) for one in passes}) <= 8
+
+
+UNEVEN = [
+    ("stage_layers=[3, 9, 13, 7]", *ONE_CHUNK),
+    ("stage_layers=[0, 16, 16, 0]", *ONE_CHUNK),
+    ("stage_layers=[0, 16, 16, 0]", *ZERO_BUBBLE),
+    ("stage_layers=[0, 5, 5, 5, 5, 6, 6, 0]", "job.parallelism.virtual_pipeline=2"),
+]
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+@pytest.mark.parametrize("changes", UNEVEN)
+def test_uneven_stages_do_the_same_work(changes, sharding):
+    """However 32 layers fall on stages: the kernels and collectives of a replica's micro-batch are the same, and the same
+    parameters are reduced. A chunk without layers has the embedding or the head alone."""
+    layers, *rest = changes
+    plan, job, found = programs("two-pods", f"job.parallelism.{layers}", f"job.parallelism.sharding={sharding}", *rest)
+    _, _, even = programs("two-pods", f"job.parallelism.sharding={sharding}", *ONE_CHUNK)
+
+    def work(every):
+        kernels, others = together([op for p in every for one in p.passes if one.micro_batch == 0 for op in one.body])
+        tensor = {op: n for op, n in others.items() if isinstance(op, Collective) and op.channel == "tensor"}
+        return kernels, tensor
+
+    assert work(found) == work(even)
+    width = job.software.reduce_bytes
+    for stage, program in enumerate(found):
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
+        reduced = [c for c in collectives(ops_of(program), "data") if c.operation != "all_gather"]
+        times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
+        assert sum(c.size for c in reduced) == pytest.approx(times * local.dense * width)
+    if plan.layers[-1] == 0:
+        flash = [k for op in body(found[-1], "F", 0, plan.chunks - 1) if isinstance(op, Compute) for k in op.kernels]
+        assert not any(isinstance(kernel, Flash) for kernel in flash)
 
 
 def test_equal_stages_share_bodies():

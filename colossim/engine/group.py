@@ -14,8 +14,8 @@ import simpy
 
 from colossim.collective import Timing
 from colossim.engine.network import Activity, Network
+from colossim.legs import CATEGORY, Part, Segment
 from colossim.quotient import GroupClass
-from colossim.segments import CATEGORY, Part, Segment
 
 if TYPE_CHECKING:
     from colossim.engine.rank import Member
@@ -153,8 +153,9 @@ class Group(Carrier):
     def book(self, part: Part, begin: float) -> None:
         """Counts the bytes on an edge that a part of a segment moved; what overlap hides of it is in no instant's rate."""
         self.bytes += part.bytes
-        if self.log is not None and part.seconds > 0:
-            self.log.append((begin, begin + part.seconds, part.bytes * part.shown / part.seconds))
+        if self.log is not None and part.lasting > 0:
+            start = begin + part.began
+            self.log.append((start, start + part.lasting, part.bytes * part.shown / part.lasting))
 
     def meet(self, number: int, member: Member, segment: Segment) -> simpy.Event:
         """A member enters a segment that all members play together; returns an event for the member's own end.

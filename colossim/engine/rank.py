@@ -12,21 +12,8 @@ import simpy
 
 from colossim.engine.group import STRAGGLER, Call, Group
 from colossim.engine.network import Activity, Network
+from colossim.legs import CATEGORY, Alone, Blocking, Fetch, Gate, Leg, Meeting, Part, Segment, Ship, Slowed, Start
 from colossim.quotient import RankClass
-from colossim.segments import (
-    CATEGORY,
-    Alone,
-    Blocking,
-    Fetch,
-    Gate,
-    Leg,
-    Meeting,
-    Part,
-    Segment,
-    Ship,
-    Slowed,
-    Start,
-)
 
 BUBBLE = CATEGORY["bubble"]
 BOUNDARY = CATEGORY["forward"]

@@ -35,6 +35,10 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             f"{job.software.name} hides no part of a tensor collective",
         ),
         ("job.overlap.pipeline", par.pipeline == 1, "there is one stage"),
+        *(
+            (f"job.parallelism.{key}", par.pipeline == 1, "there is one stage")
+            for key in ("stage_layers", "account_for_embedding", "account_for_loss")
+        ),
         ("job.overlap.data", plan.replica_group == 1, alone),
         ("job.bucket", plan.replica_group == 1, alone),
         (

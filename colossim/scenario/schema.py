@@ -39,10 +39,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
     ("events",): "campaigns",
     ("run", "duration"): "campaigns",
 }
-#: Values of the contract whose capability comes later.
-LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
-    ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
-}
 
 
 class NodeGroup(Facts):
@@ -96,6 +92,12 @@ class Parallelism(Facts):
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] = Field(
         default="1f1b", description="order of the passes"
     )
+    stage_layers: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="layers of each stage (of each chunk, in the order in which a micro-batch meets them); equal when absent",
+    )
+    account_for_embedding: bool = Field(default=False, description="the embedding counts as a layer of the first stage")
+    account_for_loss: bool = Field(default=False, description="head and loss count as a layer of the last stage")
     expert: Positive = Field(default=1, description="ranks that share the experts of a layer")
     data: Positive | Literal["auto"] = Field(
         default="auto", description="replicas; auto takes the most that fit and divide the batch"
@@ -200,7 +202,8 @@ class Measured(Facts):
     step_time: SomeSeconds | None = Field(default=None, description="s a step")
     mfu: SomeShare | None = Field(default=None, description="model FLOPs utilisation")
     memory: SomeSize | None = Field(default=None, description="bytes a GPU at the peak")
-    source: str = Field(description="where it was published")
+    printed: str = Field(default="", description="what the source prints, where the figures above follow from it")
+    source: str = Field(default="", description="where it was published; the scenario's `sources` when absent")
     flag: str = Field(default="", description="why the row is to be distrusted, if it is")
 
 

@@ -12,6 +12,7 @@ from colossim.errors import Problem, ScenarioError
 from colossim.scenario.messages import NOWHERE
 from colossim.scenario.reader import Change, build, case_changes, change_of, read
 from colossim.scenario.schema import Measured, Scenario
+from colossim.yaml12 import Document
 
 #: More variants than this are a mistake in a grid and not a study.
 MOST_VARIANTS = 10_000
@@ -53,12 +54,13 @@ def load_variants(source: str | Path, set: Iterable[str] = (), case: str | None 
     points = [(", ".join(map(_short, point)), list(point)) for point in itertools.product(*axes)]
     if not cases and not axes:
         return [Variant(base.name, base, None)]
+    alone = _without_variants(document)
     variants: list[Variant] = []
     problems: dict[Problem, str] = {}
     for (name, changes, measured), (label, more) in itertools.product(cases or [("", [], None)], points):
         full = ", ".join(part for part in (name, label) if part)
         try:
-            variants.append(Variant(full, build(document, file, [*changes, *more, *given]), measured))
+            variants.append(Variant(full, build(alone, file, [*changes, *more, *given]), measured))
         except ScenarioError as error:
             for problem in error.problems:
                 problems.setdefault(problem, full)
@@ -68,6 +70,18 @@ def load_variants(source: str | Path, set: Iterable[str] = (), case: str | None 
             for p, first in problems.items()
         )
     return variants
+
+
+def _without_variants(document: Document) -> Document:
+    """The document less its cases and grid: a variant is one of them, and has none itself."""
+    if not isinstance(document.value, dict):
+        return document
+    dropped = ("cases", "grid")
+    return Document(
+        {key: part for key, part in document.value.items() if key not in dropped},
+        {path: place for path, place in document.marks.items() if not path or path[0] not in dropped},
+        {path: place for path, place in document.keys.items() if not path or path[0] not in dropped},
+    )
 
 
 def _change(base: Scenario, file: str, path: str, at: tuple[str | int, ...], value: object) -> Change:

@@ -11,8 +11,18 @@ from colossim.catalog.types import Host
 from colossim.scenario.derive import Plan
 from colossim.scenario.schema import JobSpec
 from colossim.workload.layers import WIDTH, LayerOps
-from colossim.workload.program import Collective, Op, Pass, Receive, Send, StageProgram, merged
-from colossim.workload.schedule import order
+from colossim.workload.program import (
+    Collective,
+    Op,
+    Pass,
+    Receive,
+    Send,
+    StageProgram,
+    launches,
+    merged,
+    split_backward,
+)
+from colossim.workload.schedule import Kind, order, splits_backward
 from colossim.workload.sharding import Bucket, Sharding
 from colossim.workload.transformer import chunk_layers, is_moe
 
@@ -35,6 +45,7 @@ class _Builder:
     def __post_init__(self) -> None:
         self.ops = LayerOps(self.plan, self.job)
         self.states = Sharding(self.plan, self.job)
+        self.splits = splits_backward(self.job.parallelism.schedule)
 
     # -- a stage -----------------------------------------------------------------------------------------------------
     def stage(self, stage: int) -> StageProgram:
@@ -46,19 +57,19 @@ class _Builder:
         last = plan.micro_batches - 1
         # A micro-batch changes what a pass does through its parameters' arrival and its gradients' release only: 512 of
         # them are put together once.
-        known: dict[tuple[str, int, bool], tuple[tuple[Op, ...], float]] = {}
+        known: dict[tuple[Kind, int, bool], tuple[tuple[Op, ...], float]] = {}
         passes = []
         for kind, micro_batch, chunk in slots:
-            forward = kind == "F"
-            if forward:
+            if kind == "F":
                 special = states.prefetches and micro_batch == 0
             else:
-                special = states.released and (states.shards_gradients or micro_batch == last)
+                completes = kind == ("W" if self.splits else "B")
+                special = completes and states.released and (states.shards_gradients or micro_batch == last)
             key = (kind, chunk, special)
             if key not in known:
-                body = self._body(stage, chunk, forward, tuple(buckets) if special else ())
-                known[key] = body, self._host(host, stage, chunk, forward)
-            passes.append(Pass("F" if forward else "B", micro_batch, chunk, *known[key]))
+                body = self._body(stage, chunk, kind, tuple(buckets) if special else ())
+                known[key] = body, self._host(host, stage, chunk, kind)
+            passes.append(Pass(kind, micro_batch, chunk, *known[key]))
         return StageProgram(
             stage,
             tuple(passes),
@@ -69,25 +80,32 @@ class _Builder:
 
     def _shape(self, stage: int, chunk: int) -> _Shape:
         plan, model = self.plan, self.job.model
-        layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+        layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
         last = stage == plan.pipeline - 1 and chunk == plan.chunks - 1
         return tuple(is_moe(model, i) for i in layers), stage == 0 and chunk == 0, last
 
-    def _host(self, host: Host | None, stage: int, chunk: int, forward: bool) -> float:
-        """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it."""
+    def _host(self, host: Host | None, stage: int, chunk: int, kind: Kind) -> float:
+        """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it.
+
+        Where B and W are passes of their own, each takes the backward pass's by the number of its kernels.
+        """
         if host is None:
             return 0.0
         layers = len(self._shape(stage, chunk)[0])
         backward = host.backward_full if self.job.recompute == "full" else host.backward
-        begins = chunk == (0 if forward else self.plan.chunks - 1)
-        return layers * host.forward * (1.0 if forward else backward) + (host.micro_batch if begins else 0.0)
+        begins = chunk == (0 if kind == "F" else self.plan.chunks - 1)
+        whole = layers * host.forward * (1.0 if kind == "F" else backward) + (host.micro_batch if begins else 0.0)
+        if kind == "F" or not self.splits:
+            return whole
+        kernels = {part: launches(self._body(stage, chunk, part, ())) for part in ("B", "W")}
+        return whole * kernels[kind] / sum(kernels.values())
 
-    def _body(self, stage: int, chunk: int, forward: bool, buckets: tuple[Bucket, ...]) -> tuple[Op, ...]:
+    def _body(self, stage: int, chunk: int, kind: Kind, buckets: tuple[Bucket, ...]) -> tuple[Op, ...]:
         """buckets: those that the pass is the first to need, or the last to add to."""
         shape = self._shape(stage, chunk)
-        key = (shape, forward, chunk if buckets else -1, buckets)
+        key = (shape, kind, chunk if buckets else -1, buckets)
         if key not in self._bodies:
-            build = self._forward if forward else self._backward
+            build = {"F": self._forward, "B": self._backward, "W": self._weights}[kind]
             self._bodies[key] = merged(build(shape, chunk, buckets))
         return self._bodies[key]
 
@@ -121,20 +139,34 @@ class _Builder:
             ops += self.ops.forward(routed)
         ops += self.ops.scaling(len(layers))
         if last:
-            ops += [*states.await_ends(last=last, tag="head"), *self.ops.head_forward()]
+            ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
+            ops += self.ops.head_forward()
         else:
             ops.append(Send("forward", self._boundary, blocking))
         return ops
+
+    def _now(self, ops: list[Op]) -> list[Op]:
+        """What a backward pass does of these operations: all, or what leads to the input's gradients."""
+        return split_backward(ops)[0] if self.splits else ops
 
     def _backward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         layers, first, last = shape
         states, blocking = self.states, not self.job.overlap.pipeline
         ops: list[Op] = states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
-        ops += self.ops.head_backward() if last else [Receive("backward"), *self._regathered]
+        ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += states.gather_layers(layers, i, -1)
-            ops += self.ops.backward(layers[i])
+            ops += self._now(self.ops.backward(layers[i]))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
         ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
         return ops + states.release(buckets, chunk, -1)
+
+    def _weights(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
+        """The weights' gradients of a chunk, which zero-bubble puts off, from the last layer to the first."""
+        layers, _, last = shape
+        ops = split_backward(self.ops.head_backward())[1] if last else []
+        for i in reversed(range(len(layers))):
+            ops += split_backward(self.ops.backward(layers[i]))[1]
+            ops += self.states.release(buckets, chunk, i)
+        return ops + self.states.release(buckets, chunk, -1)

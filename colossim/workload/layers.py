@@ -23,27 +23,30 @@ class LayerOps(LayerKernels):
     """Builds the operations of layers of one job."""
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
-    def _tensor(self, operation: Operation, tokens: float, width: float = WIDTH) -> list[Op]:
+    def _tensor(
+        self, operation: Operation, tokens: float, width: float = WIDTH, *, for_weights: bool = False
+    ) -> list[Op]:
         """A collective over `tokens` hidden vectors, hidden in part if the job overlaps them with products."""
         if self.plan.tensor == 1:
             return []
         hidden = self.job.software.tensor_overlap if self.job.overlap.tensor else 0.0
         size = width * tokens * self.job.model.hidden
-        return [Collective("tensor", operation, size, hidden)]
+        return [Collective("tensor", operation, size, hidden, for_weights)]
 
-    def _gather(self, tokens: float) -> list[Op]:
-        return self._tensor("all_gather", tokens) if self.sequence else []
+    def _gather(self, tokens: float, *, for_weights: bool = False) -> list[Op]:
+        return self._tensor("all_gather", tokens, for_weights=for_weights) if self.sequence else []
 
     def _combine(self, tokens: float) -> list[Op]:
         return self._tensor("reduce_scatter" if self.sequence else "all_reduce", tokens)
 
-    def _gather_input(self) -> list[Op]:
+    def _gather_input(self, *, for_weights: bool = False) -> list[Op]:
         """The input of a column-parallel product, or the output's gradient of a row-parallel one.
 
-        The backward pass gathers the input again for the weight gradient (Korthikanti et al. 2022, section 4.2.2).
+        The backward pass gathers the input again `for_weights`' gradient (Korthikanti et al. 2022, section 4.2.2).
         TransformerEngine gathers both after their cast to 8 bit (pytorch/module/layernorm_linear.py, base.py).
         """
-        return self._tensor("all_gather", self.tokens, 1.0 if self._cast_in_norm else WIDTH) if self.sequence else []
+        width = 1.0 if self._cast_in_norm else WIDTH
+        return self._tensor("all_gather", self.tokens, width, for_weights=for_weights) if self.sequence else []
 
     def _small(self, numbers: float) -> list[Op]:
         """A sum or maximum of fp32 numbers over the tensor group."""
@@ -96,7 +99,7 @@ class LayerOps(LayerKernels):
             *(self.core_forward() if again else []),
             *self.core_backward(),
             _compute(*self._positions(backward=True)),
-            *self._gather_input(),
+            *self._gather_input(for_weights=True),
             _compute(*self._casts_of_norm(backward=True), *gradients, *self._qkv[1]),
             *self._combine(T),
             _compute(*self._norms(backward=True)),
@@ -118,7 +121,8 @@ class LayerOps(LayerKernels):
         T, h, n = self.tokens, float(self.job.model.hidden), self.job.model.mlp_matrices - 1
         down = [*self._casts_of_gradient(), *gradient_products(T, h, width), self._activation(T, width, backward=True)]
         up = [*self._casts_of_norm(backward=True), *self._casts(T * n * width), *self._up(width)[1]]
-        return [*self._gather_input(), _compute(*down), *self._gather_input(), _compute(*up), *self._combine(T)]
+        again = self._gather_input(for_weights=True)
+        return [*self._gather_input(), _compute(*down), *again, _compute(*up), *self._combine(T)]
 
     # -- experts -----------------------------------------------------------------------------------------------------
     def _expert(self, size: float) -> list[Op]:
@@ -205,7 +209,7 @@ class LayerOps(LayerKernels):
         loss = Stream(self.job.software.loss_bytes_per_logit / 2 * T * share)
         return [
             _compute(loss),
-            *self._gather(T),
+            *self._gather(T, for_weights=True),
             _compute(*gradient_products(T, share, h, half=True)),
             *self._combine(T),
             _compute(self._last_norm(backward=True)),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from colossim.workload.kernels import Kernel
+from colossim.workload.kernels import Gemm, Kernel
+from colossim.workload.schedule import Kind
 
 ChannelName = Literal["tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data"]
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "shift"]
@@ -35,12 +36,14 @@ class Collective:
 
     size: S bytes: the buffer of an all-reduce; gathered, or before scattering; all that one rank sends in an all-to-all,
     its own share included; what goes to the next rank in a shift.  hidden: part of its time that overlap hides.
+    for_weights: whether the weights' gradients alone need it.
     """
 
     channel: ChannelName
     operation: Operation
     size: float
     hidden: float = 0.0
+    for_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ Op = Compute | Collective | Post | Wait | Send | Receive
 class Pass:
     """One micro-batch through one chunk. host: s that the host needs to launch it; 0 where that never shows."""
 
-    kind: Literal["F", "B"]
+    kind: Kind
     micro_batch: int
     chunk: int
     body: tuple[Op, ...]
@@ -109,6 +112,28 @@ class StageProgram:
     def bodies(self) -> list[tuple[Op, ...]]:
         """All its operations, in order."""
         return [self.prologue, *(p.body for p in self.passes), self.epilogue]
+
+
+def split_backward(ops: list[Op]) -> tuple[list[Op], list[Op]]:
+    """A backward pass in two, each in its old order: what leads to the input's gradients, and the weights' gradients.
+
+    The second part has the products that accumulate, and the collectives that gather their inputs again.
+    """
+    inputs: list[Op] = []
+    weights: list[Op] = []
+    for op in ops:
+        if isinstance(op, Compute):
+            late = tuple(kernel for kernel in op.kernels if isinstance(kernel, Gemm) and kernel.accumulate)
+            inputs.append(Compute(tuple(kernel for kernel in op.kernels if kernel not in late), op.category))
+            weights.append(Compute(late, op.category))
+        else:
+            (weights if isinstance(op, Collective) and op.for_weights else inputs).append(op)
+    return inputs, weights
+
+
+def launches(ops: tuple[Op, ...]) -> int:
+    """Kernels that the host launches for these operations, collectives' included."""
+    return sum(len(op.kernels) if isinstance(op, Compute) else isinstance(op, Collective | Post) for op in ops)
 
 
 def merged(ops: list[Op]) -> tuple[Op, ...]:

@@ -96,7 +96,7 @@ class Sharding:
         last_stage = stage == plan.pipeline - 1
         ready["data"] += local_ends(model, plan.tensor, first=False, last=last_stage, pipeline=plan.pipeline)
         for chunk in reversed(range(plan.chunks)):
-            layers = chunk_layers(model, plan.pipeline, plan.chunks, stage, chunk)
+            layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
             for i in reversed(range(len(layers))):
                 for channel, parameters in self.by_channel(local_layer(model, layers[i], plan.tensor, plan.expert)):
                     ready[channel] += parameters
@@ -219,7 +219,7 @@ class Sharding:
     def epilogue(self, stage: int, buckets: list[Bucket]) -> tuple[Op, ...]:
         """What is left of the gradients, the optimizer, and the parameters if nothing can hide their gather."""
         plan, job = self.plan, self.job
-        local = stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+        local = stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
         parts = [(channel, n) for channel, n in self.by_channel(local) if n]
         ops: list[Op] = []
         if job.overlap.data:

@@ -122,11 +122,11 @@ class Stage:
     experts: float
 
 
-def chunk_layers(model: Model, pipeline: int, chunks: int, stage: int, chunk: int) -> range:
-    """Layers of a chunk: chunk c on stage i is slot i + p c of p v slots."""
-    each = model.layers // (pipeline * chunks)
-    first = (stage + pipeline * chunk) * each
-    return range(first, first + each)
+def chunk_layers(pipeline: int, layers: tuple[int, ...], stage: int, chunk: int) -> range:
+    """Layers of a chunk. layers: (p v,) of each slot in the order of the model; chunk c on stage i is slot i + p c."""
+    slot = stage + pipeline * chunk
+    first = sum(layers[:slot])
+    return range(first, first + layers[slot])
 
 
 def local_layer(model: Model, index: int, tensor: int, expert: int) -> Stage:
@@ -148,12 +148,14 @@ def local_ends(model: Model, tensor: int, *, first: bool, last: bool, pipeline: 
     return total
 
 
-def stage_parameters(model: Model, pipeline: int, chunks: int, stage: int, tensor: int, expert: int) -> Stage:
-    """Parameters of one rank of a stage."""
+def stage_parameters(
+    model: Model, pipeline: int, layers: tuple[int, ...], stage: int, tensor: int, expert: int
+) -> Stage:
+    """Parameters of one rank of a stage. layers: (p v,) of each chunk in the order of the model."""
     dense = local_ends(model, tensor, first=stage == 0, last=stage == pipeline - 1, pipeline=pipeline)
     experts = 0.0
-    for chunk in range(chunks):
-        for index in chunk_layers(model, pipeline, chunks, stage, chunk):
+    for chunk in range(len(layers) // pipeline):
+        for index in chunk_layers(pipeline, layers, stage, chunk):
             local = local_layer(model, index, tensor, expert)
             dense += local.dense
             experts += local.experts
