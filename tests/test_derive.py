@@ -326,7 +326,7 @@ def notes(tmp_path):
         ),
         ({"parallelism": "sequence: true"}, "`job.parallelism.sequence` had no effect"),
         ({"parallelism": "tensor: 8, sharding: optimizer"}, "`job.parallelism.sharding` had no effect"),
-        ({"other": "recompute: selective"}, "`job.recompute` had no effect: flash attention"),
+        ({"other": "recompute: selective"}, "`job.recompute` had no effect: fused attention"),
         ({"other": "collectives_algorithm: hierarchical"}, "`job.collectives_algorithm` had no effect"),
         (
             {"fabric": "{base: spectrum-x, paths_per_flow: 4}"},

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from colossim import yaml12
-from colossim.catalog.types import Entry, Fabric, Gpu, Model, NodeType, Software
+from colossim.catalog.facts import Entry
+from colossim.catalog.gpu import Gpu
+from colossim.catalog.types import Fabric, Model, NodeType, Software
 from colossim.errors import Problem, ScenarioError
 
 #: The kinds, and what each holds.

@@ -62,8 +62,8 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         (
             "job.recompute",
-            job.recompute == "selective" and job.software.attention == "flash",
-            "flash attention keeps no scores to compute again",
+            job.recompute == "selective" and job.software.attention != "unfused",
+            "fused attention keeps no scores to compute again",
         ),
         (
             "job.collectives_algorithm",

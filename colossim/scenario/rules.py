@@ -55,6 +55,11 @@ def _check_size(scenario: Scenario, report: Report) -> None:
                 "job.precision",
                 f"{precision}: the {gpu.name} of cluster.nodes.{index} has {', '.join(known)}",
             )
+        kind = scenario.job.software.attention
+        if kind != "unfused" and kind not in gpu.attention:
+            kinds = ", ".join(sorted(gpu.attention))
+            message = f"{kind}: the {gpu.name} of cluster.nodes.{index} has {kinds}; or unfused"
+            report("job.software.attention", message)
 
 
 def _check_fabric(scenario: Scenario, report: Report) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from colossim.catalog.facts import Facts
 from colossim.catalog.quantities import (
     Named,
     Natural,
@@ -22,7 +23,7 @@ from colossim.catalog.quantities import (
     SomeShare,
     SomeSize,
 )
-from colossim.catalog.types import Fabric, Facts, Model, NodeType, Software
+from colossim.catalog.types import Fabric, Model, NodeType, Software
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.degraded import Degraded
 

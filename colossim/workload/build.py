@@ -137,6 +137,7 @@ class _Builder:
             if last and i == len(layers) - 1:
                 ops += states.gather_ends(last=last, tag="head")
             ops += self.ops.forward(routed)
+        ops += self.ops.scaling(len(layers))
         if last:
             ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
             ops += self.ops.head_forward()
@@ -157,6 +158,7 @@ class _Builder:
             ops += states.gather_layers(layers, i, -1)
             ops += self._now(self.ops.backward(layers[i]))
             ops += states.release(buckets, chunk, i)
+        ops += self.ops.scaling(len(layers))
         ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
         return ops + states.release(buckets, chunk, -1)
 

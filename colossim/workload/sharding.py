@@ -228,9 +228,15 @@ class Sharding:
             ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._reduction(channel, n)]
         if job.optimizer:
             traffic = sum(
-                n * (26 + 2 * job.software.gradient_bytes) / (self.shards(channel) if self.shards_optimizer else 1)
+                n * job.software.optimizer_traffic / (self.shards(channel) if self.shards_optimizer else 1)
                 for channel, n in parts
             )
+            if job.precision == "fp8":
+                # The products' weights are cast once a step, as their inputs are; embedding and head stay in 16 bit.
+                ends = local_ends(
+                    job.model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline
+                )
+                traffic += 4 * (local.dense + local.experts - ends)
             ops.append(Compute((Stream(traffic),), "optimizer"))
         if self.shards_optimizer and not self.gathers and not self.prefetches:
             ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._gather(channel, n)]
