@@ -36,6 +36,7 @@ CATEGORY = {
     "bubble": 5,
     "data": 6,
     "expert_data": 6,
+    "embedding": 6,
     "optimizer": 7,
     "straggler": 8,
     "host": 9,

@@ -351,11 +351,12 @@ def test_optimizer_traffic(sharding, software, gradient):
 
 
 def test_a_step_ends_gradients_then_optimizer_then_parameters():
-    _, _, found = programs("colossus-100k")
+    plan, _, found = programs("colossus-100k")
     for program in found:
-        kinds = "".join(type(op).__name__[0] + type(op).__name__[1] for op in program.epilogue)
-        assert kinds == "Wa" * kinds.count("Wa") + "Co" * 3
-        assert [type(op) for op in program.epilogue[-3:]] == [Compute, Collective, Collective]
+        # Grok-1's embedding is tied: its two copies meet once their own replicas have.
+        tied = [Collective] * (program.stage in (0, plan.pipeline - 1))
+        waits = [Wait] * (len(program.epilogue) - len(tied) - 3)
+        assert [type(op) for op in program.epilogue] == [*waits, *tied, Compute, Collective, Collective]
     _, _, without = programs("colossus-100k", "job.optimizer=false")
     assert not any(isinstance(op, Compute) for p in without for op in p.epilogue)
 
@@ -409,6 +410,24 @@ def test_zero_bubble_releases_gradients_behind_w(sharding):
         assert posted(two, "B") == []
         assert posted(two, "W") == posted(one, "B") != []
         assert [op for op in body(two, "W", 0) if isinstance(op, Wait)] == []
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_copies_of_a_tied_embedding_are_added_once_a_step(sharding):
+    """V h/t gradients of 4 bytes on the first and the last stage, a shard of them if gradients are sharded; of a model of one
+    stage, or with a head of its own, nothing."""
+    changes = (f"job.parallelism.sharding={sharding}", "job.model=grok-1", "job.parallelism.expert=1")
+    plan, job, found = programs("colossus-100k", *changes)
+    shards = plan.replica_group if sharding in ("gradients", "parameters") else 1
+    size = 4 * job.model.vocabulary * job.model.hidden / plan.tensor / shards
+    for stage, program in enumerate(found):
+        ends = stage in (0, plan.pipeline - 1)
+        assert collectives(ops_of(program), "embedding") == [Collective("embedding", "all_reduce", size)] * ends
+        assert collectives(program.epilogue, "embedding") == collectives(ops_of(program), "embedding")
+    one = ("job.parallelism.pipeline=1", *ONE_CHUNK, "job.parallelism.data=16")
+    for others in (("job.model.tied=false",), one):
+        _, _, found = programs("two-pods", "job.model.tied=true", *others)
+        assert not any(collectives(ops_of(program), "embedding") for program in found)
 
 
 VARIANTS = [

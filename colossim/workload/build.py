@@ -1,7 +1,6 @@
 """Programs of a job: passes in the schedule's order, gradients released as they get ready, and the step's end.
 
-Not modelled here: the all-reduce of a tied embedding between first and last stage, and the gather of parameters beside the
-next step's forward pass.
+Not modelled here: the gather of parameters beside the next step's forward pass.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from colossim.workload.program import (
     split_backward,
 )
 from colossim.workload.schedule import Kind, order, splits_backward
-from colossim.workload.transformer import Stage, chunk_layers, is_moe, local_ends, local_layer, stage_parameters
+from colossim.workload.transformer import Stage, chunk_layers, head, is_moe, local_ends, local_layer, stage_parameters
 
 #: (whether each layer has experts, embedding here, head here)
 _Shape = tuple[tuple[bool, ...], bool, bool]
@@ -291,6 +290,19 @@ class _Builder:
                 ops.append(Post(reduction, b.tag) if b.tag else reduction)
         return ops
 
+    def _tied_embedding(self, stage: int) -> list[Op]:
+        """First and last stage add the gradients of their copies of a tied embedding, as Megatron's embedding group does.
+
+        What is added is the accumulated gradient after the reduction over replicas: a shard of it with ZeRO-2 and -3.
+        """
+        plan, job = self.plan, self.job
+        if not job.model.tied or plan.pipeline == 1 or 0 < stage < plan.pipeline - 1:
+            return []
+        shards = plan.replica_group if self.shards_gradients else 1
+        return [
+            Collective("embedding", "all_reduce", job.software.gradient_bytes * head(job.model) / plan.tensor / shards)
+        ]
+
     # -- the step's end ----------------------------------------------------------------------------------------------
     def _epilogue(self, stage: int, buckets: list[_Bucket]) -> tuple[Op, ...]:
         plan, job = self.plan, self.job
@@ -299,6 +311,7 @@ class _Builder:
         ops: list[Op] = [Wait(bucket.tag) for bucket in buckets if bucket.tag]
         if not job.overlap.data and not self.shards_gradients:
             ops += [self._reduction(channel, n) for channel, n in parts if self.groups[channel] > 1]
+        ops += self._tied_embedding(stage)
         if job.optimizer:
             traffic = sum(
                 n * (26 + 2 * job.software.gradient_bytes) / (self.groups[channel] if self.shards_optimizer else 1)

@@ -12,7 +12,7 @@ from typing import Literal
 from colossim.workload.kernels import Gemm, Kernel
 from colossim.workload.schedule import Kind
 
-ChannelName = Literal["tensor", "context", "expert", "data", "expert_data"]
+ChannelName = Literal["tensor", "context", "expert", "data", "expert_data", "embedding"]
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "shift"]
 Direction = Literal["forward", "backward"]
 
