@@ -13,7 +13,7 @@ import pytest
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.workload import transformer
-from colossim.workload.build import build_programs
+from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, Wait, merged
 
@@ -619,6 +619,29 @@ def test_scores_of_unfused_attention_are_hardware_flops():
     assert any(isinstance(k, Scores) for op in body(found[0], "F", 0) if isinstance(op, Compute) for k in op.kernels)
     expected = transformer.model_flops_per_token(model, plan.sequence, causal=False) + core
     assert done == pytest.approx(plan.tokens * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_full_recompute_of_some_layers(chunks):
+    """Each chunk's first 3 layers are played again in B, no other, in the order of layers from the last on; the host launches
+    them as often, and HFU counts them."""
+    changes = ONE_CHUNK if chunks == 1 else (f"job.parallelism.virtual_pipeline={chunks}",)
+    plan, job, found = programs("two-pods", "job.recompute=full", "job.recompute_layers=3", *changes)
+    layers = job.model.layers // (plan.pipeline * chunks)
+    kernels = [
+        k for op in body(found[1], "B", 0) if isinstance(op, Compute) for k in op.kernels if isinstance(k, Flash)
+    ]
+    assert [k.backward for k in kernels] == [True] * (layers - 3) + [False, True] * 3
+    begins = {one.host for one in found[1].passes if one.kind == "B" and one.chunk == chunks - 1}
+    assert list(begins) == pytest.approx([0.3e-3 * (1.5 * (layers - 3) + 2.5 * 3) + 0.5e-3])
+    share = 3 * plan.pipeline * chunks / job.model.layers
+    again = recomputed_layers(plan, job)
+    assert len(again) == share * job.model.layers
+    flops = [
+        transformer.recomputed_flops_per_token(job.model, plan.sequence, "full", "flash", which)
+        for which in (again, None)
+    ]
+    assert flops[0] == pytest.approx(share * flops[1])
 
 
 # -- the host --------------------------------------------------------------------------------------------------------

@@ -40,6 +40,17 @@ def build_programs(plan: Plan, job: JobSpec) -> tuple[StageProgram, ...]:
     return tuple(builder.stage(i) for i in range(plan.pipeline))
 
 
+def recomputed_layers(plan: Plan, job: JobSpec) -> list[int]:
+    """Layers of the model that full recompute computes again."""
+    return [
+        layer
+        for stage in range(plan.pipeline)
+        for chunk in range(plan.chunks)
+        for number, layer in enumerate(chunk_layers(plan.pipeline, plan.layers, stage, chunk))
+        if job.recomputed(number) == "full"
+    ]
+
+
 @dataclass(frozen=True)
 class _Bucket:
     """Gradients that travel together. after: (chunk, layer of the chunk) whose backward pass completes it; -1: the ends.
@@ -104,10 +115,11 @@ class _Builder:
         """
         if host is None:
             return 0.0
-        layers = len(self._shape(stage, chunk)[0])
-        backward = host.backward_full if self.job.recompute == "full" else host.backward
+        layers = range(len(self._shape(stage, chunk)[0]))
+        factor = {"none": host.backward, "selective": host.backward, "full": host.backward_full}
+        whole = host.forward * sum(1.0 if kind == "F" else factor[self.job.recomputed(i)] for i in layers)
         begins = chunk == (0 if kind == "F" else self.plan.chunks - 1)
-        whole = layers * host.forward * (1.0 if kind == "F" else backward) + (host.micro_batch if begins else 0.0)
+        whole += host.micro_batch if begins else 0.0
         if kind == "F" or not self.splits:
             return whole
         kernels = {part: launches(self._body(stage, chunk, part, ())) for part in ("B", "W")}
@@ -167,7 +179,7 @@ class _Builder:
         ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += self._parameters(layers, i, -1)
-            ops += self._now(self.ops.backward(layers[i]))
+            ops += self._now(self.ops.backward(layers[i], again=self.job.recomputed(i) == "full"))
             ops += self._release(buckets, i)
         ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
         return ops + self._release(buckets, -1)
