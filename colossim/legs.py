@@ -23,6 +23,7 @@ CATEGORY = {
     "data_shards": 6,
     "data_replicas": 6,
     "expert_data": 6,
+    "embedding": 6,
     "optimizer": 7,
     "straggler": 8,
     "host": 9,

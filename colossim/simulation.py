@@ -38,7 +38,7 @@ from colossim.scenario.schema import JobSpec, NamedJob, Scenario
 from colossim.segments import Compiler
 from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
-from colossim.workload.build import build_programs
+from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import kernel_time
 from colossim.workload.memory import memory_by_stage, suggestions
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram
@@ -287,7 +287,9 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     scenario, plan, cluster, job = laid.scenario, laid.plan, laid.cluster, laid.scenario.job
     tokens = float(job.global_batch * job.sequence_length)
     needed = model_flops_per_token(job.model, job.sequence_length)
-    again = recomputed_flops_per_token(job.model, job.sequence_length, job.recompute, job.software.attention)
+    again = recomputed_flops_per_token(
+        job.model, job.sequence_length, job.recompute, job.software.attention, recomputed_layers(plan, job)
+    )
     peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
     capacity = stage_capacity(plan, cluster)
     memory = max(zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1])

@@ -84,6 +84,12 @@ def test_stages_that_cannot_be(parallelism, field, says):
     assert says in found[f"job.parallelism.{field}"]
 
 
+def test_layers_of_full_recompute_are_of_full_recompute():
+    found = problems(recompute="selective", recompute_layers=2)
+    assert found == {"job.recompute_layers": "is of full recompute: leave it out with recompute: selective"}
+    assert derive(scenario(recompute="full", recompute_layers=2)).data == 128
+
+
 def test_auto_takes_the_largest_number_of_replicas_that_divides_the_batch():
     """128 GPUs / (2 x 2) = 32 replicas at most; 120 sequences are 60 micro-batches of 2: 30 replicas x 2."""
     plan = derive(scenario(global_batch=120, micro_batch=2, parallelism={"tensor": 2, "pipeline": 2}))

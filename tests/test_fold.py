@@ -70,15 +70,18 @@ def random_scenario(seed):
     order = ["tensor", "context", "expert", "data", "pipeline"]
     if draw.random() < 0.3:
         draw.shuffle(order)
+    tied = draw.random() < 0.5
     slots = pipeline * chunks
     layers = None
     if pipeline > 1 and draw.random() < 0.3:
         # 8 layers in other shares; the ends may go without.
-        cuts = sorted(draw.sample(range(1, 8), slots - 1)) if slots < 8 else [0, *range(1, 7), 7][: slots - 1]
+        cuts = sorted(draw.sample(range(1, 8), slots - 1))
+        if slots > 2 and draw.random() < 0.5:
+            cuts[0], cuts[-1] = 0, 8
         layers = tuple(b - a for a, b in zip([0, *cuts], [*cuts, 8], strict=True))
     micro = pipeline * draw.randint(1, 2) if schedule == "interleaved" else draw.randint(1, 4)
     job = {
-        "model": EXPERTS if moe else DENSE,
+        "model": {**(EXPERTS if moe else DENSE), "tied": tied},
         "software": {
             "base": "megatron-2024",
             "overlap": {"compute": pick([0.0, 0.35]), "transfer": pick([0.0, 0.35])},
@@ -176,6 +179,7 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
     assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
     assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
+    assert sum(s.job.model.tied and s.job.parallelism.pipeline > 1 for s in found) > 50
     assert sum(0 in (s.job.parallelism.stage_layers or ()) for s in found) > 1
 
 

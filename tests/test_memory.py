@@ -251,6 +251,21 @@ def test_the_ends_live_on_the_first_and_last_stage():
     assert last - middle == pytest.approx(each * (end + job.model.hidden))
 
 
+def test_full_recompute_of_some_layers():
+    """The first 3 of a stage's 8 layers keep 2 T h/t, the others everything, and one of the three is there once more in B."""
+    changes = ("job.recompute=full", "job.recompute_layers=3", "job.parallelism.schedule=1f1b")
+    plan, job = job_of("two-pods", *changes, "job.parallelism.virtual_pipeline=1")
+    whole = layer_activations(plan, job.model_copy(update={"recompute": "none"}), False)
+    kept = 3 * 2 * plan.tokens * job.model.hidden / plan.tensor + 5 * whole
+    for i in range(plan.pipeline - 1):
+        assert stage_memory(plan, job, i).activations == pytest.approx((plan.pipeline - i) * kept + whole)
+    none, every = (
+        memory_by_stage(*job_of("two-pods", "job.recompute=full", f"job.recompute_layers={n}")) for n in (0, 99)
+    )
+    assert none == memory_by_stage(*job_of("two-pods", "job.recompute=none"))
+    assert every == memory_by_stage(*job_of("two-pods", "job.recompute=full"))
+
+
 def test_uneven_stages_hold_what_they_have():
     """1f1b, stage i: min(p - i, m) micro-batches of its own layers, none of them on ends without layers, and the logits."""
     one_chunk = ("job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")

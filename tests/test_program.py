@@ -13,7 +13,7 @@ import pytest
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.workload import transformer
-from colossim.workload.build import build_programs
+from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, Wait, merged
 
@@ -428,11 +428,12 @@ def test_optimizer_traffic(sharding, software, gradient):
 
 
 def test_a_step_ends_gradients_then_optimizer_then_parameters():
-    _, _, found = programs("colossus-100k", "job.overlap.parameters=false")
+    plan, _, found = programs("colossus-100k", "job.overlap.parameters=false")
     for program in found:
-        kinds = "".join(type(op).__name__[0] + type(op).__name__[1] for op in program.epilogue)
-        assert kinds == "Wa" * kinds.count("Wa") + "Co" * 3
-        assert [type(op) for op in program.epilogue[-3:]] == [Compute, Collective, Collective]
+        # Grok-1's embedding is tied: its two copies meet once their own replicas have.
+        tied = [Collective] * (program.stage in (0, plan.pipeline - 1))
+        waits = [Wait] * (len(program.epilogue) - len(tied) - 3)
+        assert [type(op) for op in program.epilogue] == [*waits, *tied, Compute, Collective, Collective]
     _, _, without = programs("colossus-100k", "job.optimizer=false")
     assert not any(isinstance(op, Compute) for p in without for op in p.epilogue)
 
@@ -486,6 +487,24 @@ def test_zero_bubble_releases_gradients_behind_w(sharding):
         assert posted(two, "B") == []
         assert posted(two, "W") == posted(one, "B") != []
         assert [op for op in body(two, "W", 0) if isinstance(op, Wait)] == []
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_copies_of_a_tied_embedding_are_added_once_a_step(sharding):
+    """V h/t gradients of 4 bytes on the first and the last stage, a shard of them if gradients are sharded; of a model of one
+    stage, or with a head of its own, nothing."""
+    changes = (f"job.parallelism.sharding={sharding}", "job.model=grok-1", "job.parallelism.expert=1")
+    plan, job, found = programs("colossus-100k", *changes)
+    shards = plan.replica_group if sharding in ("gradients", "parameters") else 1
+    size = 4 * job.model.vocabulary * job.model.hidden / plan.tensor / shards
+    for stage, program in enumerate(found):
+        ends = stage in (0, plan.pipeline - 1)
+        assert collectives(ops_of(program), "embedding") == [Collective("embedding", "all_reduce", size)] * ends
+        assert collectives(program.epilogue, "embedding") == collectives(ops_of(program), "embedding")
+    one = ("job.parallelism.pipeline=1", *ONE_CHUNK, "job.parallelism.data=16")
+    for others in (("job.model.tied=false",), one):
+        _, _, found = programs("two-pods", "job.model.tied=true", *others)
+        assert not any(collectives(ops_of(program), "embedding") for program in found)
 
 
 VARIANTS = [
@@ -678,6 +697,29 @@ def test_scores_of_unfused_attention_are_hardware_flops():
     assert any(isinstance(k, Scores) for op in body(found[0], "F", 0) if isinstance(op, Compute) for k in op.kernels)
     expected = transformer.model_flops_per_token(model, plan.sequence, causal=False) + core
     assert done == pytest.approx(plan.tokens * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_full_recompute_of_some_layers(chunks):
+    """Each chunk's first 3 layers are played again in B, no other, in the order of layers from the last on; the host launches
+    them as often, and HFU counts them."""
+    changes = ONE_CHUNK if chunks == 1 else (f"job.parallelism.virtual_pipeline={chunks}",)
+    plan, job, found = programs("two-pods", "job.recompute=full", "job.recompute_layers=3", *changes)
+    layers = job.model.layers // (plan.pipeline * chunks)
+    kernels = [
+        k for op in body(found[1], "B", 0) if isinstance(op, Compute) for k in op.kernels if isinstance(k, Flash)
+    ]
+    assert [k.backward for k in kernels] == [True] * (layers - 3) + [False, True] * 3
+    begins = {one.host for one in found[1].passes if one.kind == "B" and one.chunk == chunks - 1}
+    assert list(begins) == pytest.approx([0.3e-3 * (1.5 * (layers - 3) + 2.5 * 3) + 0.5e-3])
+    share = 3 * plan.pipeline * chunks / job.model.layers
+    again = recomputed_layers(plan, job)
+    assert len(again) == share * job.model.layers
+    flops = [
+        transformer.recomputed_flops_per_token(job.model, plan.sequence, "full", "flash", which)
+        for which in (again, None)
+    ]
+    assert flops[0] == pytest.approx(share * flops[1])
 
 
 # -- the host --------------------------------------------------------------------------------------------------------

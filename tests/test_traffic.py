@@ -96,6 +96,10 @@ def test_groups_by_coordinates(changes, name):
         assert {k: v for k, v in coordinates[a].items() if k != "pipeline"} == {
             k: v for k, v in coordinates[b].items() if k != "pipeline"
         }
+    for a, b in found["embedding"].tolist():
+        assert (stage[a], stage[b]) == (0, plan.pipeline - 1)
+        assert coordinates[a] | {"pipeline": 0} == coordinates[b] | {"pipeline": 0}
+    assert len(found["embedding"]) == plan.world // plan.pipeline
     assert found["backward"].tolist() == [[b, a] for a, b in found["forward"].tolist()]
 
 

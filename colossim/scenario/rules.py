@@ -35,6 +35,8 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_stages(job, report)
     _check_experts(job, report)
     _check_sequence(job, report)
+    if job.recompute_layers is not None and job.recompute != "full":
+        report("job.recompute_layers", f"is of full recompute: leave it out with recompute: {job.recompute}")
 
 
 def _check_size(scenario: Scenario, report: Report) -> None:

@@ -28,6 +28,7 @@ from colossim.errors import Problem, ScenarioError
 from colossim.scenario.degraded import Degraded
 
 Axis = Literal["tensor", "context", "expert", "data", "pipeline"]
+Recompute = Literal["none", "selective", "full"]
 ORDER: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
@@ -146,8 +147,10 @@ class JobSpec(Facts):
     micro_batch: Positive = Field(default=1, description="sequences a pipeline slot")
     precision: Precision = Field(default="bf16", description="of the matrix products")
     parallelism: Parallelism = Field(default=Parallelism(), description="how the job is cut")
-    recompute: Literal["none", "selective", "full"] = Field(
-        default="selective", description="activations computed again in the backward pass"
+    recompute: Recompute = Field(default="selective", description="activations computed again in the backward pass")
+    recompute_layers: Natural | None = Field(
+        default=None,
+        description="of recompute: full, layers of each chunk that are computed again, the first ones; all when absent",
     )
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
     bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
@@ -163,6 +166,12 @@ class JobSpec(Facts):
         default="auto", description="of rings and trees; auto: NCCL's choice by size and shape"
     )
     optimizer: bool = Field(default=True, description="whether a step ends with the optimizer")
+
+    def recomputed(self, index: int) -> Recompute:
+        """What layer `index` of a chunk computes again: full recompute may be for the first layers of each chunk alone, the
+        others then keep everything (Megatron's --recompute-method block --recompute-num-layers).
+        """
+        return "none" if self.recompute_layers is not None and index >= self.recompute_layers else self.recompute
 
 
 class NamedJob(JobSpec):

@@ -1,7 +1,4 @@
-"""Programs of a job: passes in the schedule's order, and what each does before and after its layers.
-
-Not modelled here: the all-reduce of a tied embedding between first and last stage.
-"""
+"""Programs of a job: passes in the schedule's order, and what each does before and after its layers."""
 
 from __future__ import annotations
 
@@ -34,6 +31,17 @@ def build_programs(plan: Plan, job: JobSpec) -> tuple[StageProgram, ...]:
     """The program of every pipeline stage."""
     builder = _Builder(plan, job)
     return tuple(builder.stage(i) for i in range(plan.pipeline))
+
+
+def recomputed_layers(plan: Plan, job: JobSpec) -> list[int]:
+    """Layers of the model that full recompute computes again."""
+    return [
+        layer
+        for stage in range(plan.pipeline)
+        for chunk in range(plan.chunks)
+        for number, layer in enumerate(chunk_layers(plan.pipeline, plan.layers, stage, chunk))
+        if job.recomputed(number) == "full"
+    ]
 
 
 @dataclass
@@ -91,10 +99,11 @@ class _Builder:
         """
         if host is None:
             return 0.0
-        layers = len(self._shape(stage, chunk)[0])
-        backward = host.backward_full if self.job.recompute == "full" else host.backward
+        layers = range(len(self._shape(stage, chunk)[0]))
+        factor = {"none": host.backward, "selective": host.backward, "full": host.backward_full}
+        whole = host.forward * sum(1.0 if kind == "F" else factor[self.job.recomputed(i)] for i in layers)
         begins = chunk == (0 if kind == "F" else self.plan.chunks - 1)
-        whole = layers * host.forward * (1.0 if kind == "F" else backward) + (host.micro_batch if begins else 0.0)
+        whole += host.micro_batch if begins else 0.0
         if kind == "F" or not self.splits:
             return whole
         kernels = {part: launches(self._body(stage, chunk, part, ())) for part in ("B", "W")}
@@ -156,7 +165,7 @@ class _Builder:
         ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += states.gather_layers(layers, i, -1)
-            ops += self._now(self.ops.backward(layers[i]))
+            ops += self._now(self.ops.backward(layers[i], again=self.job.recomputed(i) == "full"))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
         ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]

@@ -170,11 +170,15 @@ class LayerOps(LayerKernels):
         mlp = self._moe(backward=False) if routed else self.dense_forward(self.job.model.ffn / self.plan.tensor)
         return [*self.attention_forward(), _compute(*self._norms(backward=False)), *mlp]
 
-    def backward(self, routed: bool) -> list[Op]:
-        """Backward pass of a layer; with full recompute its forward pass comes first."""
+    def backward(self, routed: bool, *, again: bool = False) -> list[Op]:
+        """Backward pass of a layer. again: its forward pass comes first, as with full recompute."""
         mlp = self._moe(backward=True) if routed else self.dense_backward(self.job.model.ffn / self.plan.tensor)
-        again = self.forward(routed) if self.job.recompute == "full" else []
-        return [*again, *mlp, _compute(*self._norms(backward=True)), *self.attention_backward()]
+        return [
+            *(self.forward(routed) if again else []),
+            *mlp,
+            _compute(*self._norms(backward=True)),
+            *self.attention_backward(),
+        ]
 
     # -- the ends ----------------------------------------------------------------------------------------------------
     def embedding_forward(self) -> list[Op]:

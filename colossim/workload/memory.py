@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -95,18 +96,20 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
     to W. Logits live from the last chunk's F to its B, in fp32 and in 16 bit; their gradient until W.
     """
     model = job.model
+    ways = {how: job.model_copy(update={"recompute": how}) for how in (job.recompute, "none")}
     kept, pending, again = [], [], []
     for chunk in range(plan.chunks):
-        layers = [is_moe(model, i) for i in chunk_layers(plan.pipeline, plan.layers, stage, chunk)]
-        own = sum(layer_activations(plan, job, routed) for routed in layers)
-        late = sum(weight_gradient_inputs(plan, job, routed) for routed in layers)
+        layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
+        kinds = Counter((is_moe(model, layer), job.recomputed(i)) for i, layer in enumerate(layers))
+        own = sum(n * layer_activations(plan, ways[how], routed) for (routed, how), n in kinds.items())
+        late = sum(n * weight_gradient_inputs(plan, job, routed) for (routed, _), n in kinds.items())
         if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
             logits = plan.tokens * model.vocabulary / plan.tensor
             own += 6.0 * logits
             late += 2.0 * logits
         kept.append(own)
         pending.append(late)
-        again.append(max((_recomputed(plan, job, routed) for routed in layers), default=0.0))
+        again.append(max((_recomputed(plan, ways[how], routed) for routed, how in kinds), default=0.0))
     return max(
         sum(n * size for n, size in zip(held.activations, kept, strict=True))
         + sum(n * size for n, size in zip(held.pending, pending, strict=True))

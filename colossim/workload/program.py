@@ -12,7 +12,7 @@ from typing import Literal
 from colossim.workload.kernels import Gemm, Kernel
 from colossim.workload.schedule import Kind
 
-ChannelName = Literal["tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data"]
+ChannelName = Literal["tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data", "embedding"]
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "shift"]
 Direction = Literal["forward", "backward"]
 

@@ -17,7 +17,7 @@ from colossim.scenario.schema import JobSpec
 from colossim.workload.kernels import Stream
 from colossim.workload.layers import WIDTH
 from colossim.workload.program import ChannelName, Collective, Compute, Op, Post, Wait, merged
-from colossim.workload.transformer import Stage, chunk_layers, local_ends, local_layer, stage_parameters
+from colossim.workload.transformer import Stage, chunk_layers, head, local_ends, local_layer, stage_parameters
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,19 @@ class Sharding:
         """Waits for what `gather_ends` asked for."""
         return [Wait(tag)] if self.gather_ends(last=last, tag=tag) else []
 
+    def _tied_embedding(self, stage: int) -> list[Op]:
+        """First and last stage add the gradients of their copies of a tied embedding, as Megatron's embedding group does.
+
+        What is added is the accumulated gradient after the reduction over replicas: a shard of it with ZeRO-2 and -3.
+        """
+        plan, job = self.plan, self.job
+        if not job.model.tied or plan.pipeline == 1 or 0 < stage < plan.pipeline - 1:
+            return []
+        shards = self.shards("data") if self.shards_gradients else 1
+        return [
+            Collective("embedding", "all_reduce", job.software.gradient_bytes * head(job.model) / plan.tensor / shards)
+        ]
+
     # -- the step's end ----------------------------------------------------------------------------------------------
     def epilogue(self, stage: int, buckets: list[Bucket]) -> tuple[Op, ...]:
         """What is left of the gradients, the optimizer, and the parameters if nothing can hide their gather."""
@@ -226,6 +239,7 @@ class Sharding:
             ops += [Wait(tag) for bucket in buckets for tag in self._gradient_tags(bucket)]
         elif not self.released:
             ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._reduction(channel, n)]
+        ops += self._tied_embedding(stage)
         if job.optimizer:
             traffic = sum(
                 n * job.software.optimizer_traffic / (self.shards(channel) if self.shards_optimizer else 1)
