@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -106,6 +108,11 @@ def _job(job: JobSpec, plan: Plan) -> Section:
     total, active = format_count(parameters(model)), format_count(active_parameters(model))
     layout = f"tensor {plan.tensor} x context {plan.context} x pipeline {plan.pipeline} x data {plan.data:,}"
     tokens = format_count(job.global_batch * job.sequence_length)
+    uneven = len(set(plan.layers)) > 1
+    each = ", ".join(
+        str(count) if many == 1 else f"{many} x {count}"
+        for count, many in ((count, len(list(run))) for count, run in groupby(plan.layers))
+    )
     return {
         "model": f"{model.name}: {total} parameters, {active} active ({model.status})",
         "software": f"{job.software.name}, {job.precision}, recompute {job.recompute}",
@@ -113,7 +120,7 @@ def _job(job: JobSpec, plan: Plan) -> Section:
         "layout": layout + (f" (expert {plan.expert})" if plan.expert > 1 else ""),
         "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {tokens} tokens",
         "micro-batches": f"{plan.micro_batches} a replica, {plan.micro_batch} sequence(s) each, {plan.chunks} chunk(s) a stage",
-    }
+    } | ({"layers": f"{each}, in the order of the model"} if uneven else {})
 
 
 def _memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:

@@ -23,7 +23,7 @@ from colossim.traffic import Traffic
 
 Kind = tuple[int, int]
 #: Channels that join all replicas of a stage; the others stay inside one.
-_ACROSS = frozenset({"data", "expert_data"})
+_ACROSS = frozenset({"data", "data_shards", "data_replicas", "expert_data"})
 #: Replicas that are played apart, those with the slowest flows.
 SAMPLED = 4
 #: Up to this many kinds of groups that share links with one kind, its rate is found anew as they come and go; where more

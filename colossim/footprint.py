@@ -154,11 +154,14 @@ class Edges:
         if group.size:
             self._rows.append((group, link, weight))
 
-    def message(self, group: Ints, src: Ints, dst: Ints, routes: Routes) -> tuple[Bools, Bools]:
-        """Books bundles and relays of edges outside the node; which edges leave, and which enter, by their end's own NIC."""
+    def message(self, group: Ints, src: Ints, dst: Ints, routes: Routes, share: float = 1.0) -> tuple[Bools, Bools]:
+        """Books bundles and relays of edges outside the node; which edges leave, and which enter, by their end's own NIC.
+
+        share: of an edge that each stands for.
+        """
         cluster = self.cluster
         if isinstance(cluster, GraphCluster) and isinstance(routes, GraphRoutes):
-            cluster.book(group, routes, self.add)
+            cluster.book(group, routes, lambda whose, link, weight: self.add(whose, link, weight * share))
             away: Bools = routes.level > 0
             return away, away
         gpus = cluster.gpus
@@ -166,39 +169,32 @@ class Edges:
         leaves, enters = routes.exit_gpu == src, routes.entry_gpu == dst
         relayed = outside & ~leaves
         if relayed.any():
-            via, one = routes.exit_gpu[relayed], np.ones(int(relayed.sum()))
+            via, one = routes.exit_gpu[relayed], np.full(int(relayed.sum()), share)
             for link in (NVLINK_OUT * gpus + src[relayed], NVLINK_IN * gpus + via, NIC_OUT * gpus + via):
                 self.add(group[relayed], link, one)
         received = outside & ~enters
         if received.any():
-            via, one = routes.entry_gpu[received], np.ones(int(received.sum()))
+            via, one = routes.entry_gpu[received], np.full(int(received.sum()), share)
             for link in (NIC_IN * gpus + via, NVLINK_OUT * gpus + via, NVLINK_IN * gpus + dst[received]):
                 self.add(group[received], link, one)
         if self.pinned:
             far = np.flatnonzero(routes.level > 1)
             ends = routes.exit_gpu[far], np.asarray(routes.entry_gpu)[far]
-            self._flows.append(Flows(group[far], *ends, routes.level[far], np.ones(far.size)))
+            self._flows.append(Flows(group[far], *ends, routes.level[far], np.full(far.size, share)))
         for level in LEVELS:
-            crossing = routes.level > level
-            if not crossing.any():
+            crossing = np.flatnonzero(routes.level > level)
+            if not crossing.size:
                 break
             who, out, into = group[crossing], routes.exit_gpu[crossing], routes.entry_gpu[crossing]
-            self.crossings[level - 1] += np.bincount(who, minlength=self.crossings.shape[1])
+            self.crossings[level - 1] += np.bincount(who, minlength=self.crossings.shape[1]) * share
             self.feeds[0, level - 1, out] = True
             self.feeds[1, level - 1, into] = True
             if cluster.can_bind(level):
                 member_of = (cluster.leaf, cluster.block, cluster.zone)[level - 1]
-                one = np.ones(who.size)
+                one = np.full(who.size, share)
                 self.add(who, cluster.bundle_offset(level, False) + member_of(out), one)
                 self.add(who, cluster.bundle_offset(level, True) + member_of(into), one)
         return outside & leaves, outside & enters
-
-    def take(self, other: Edges, share: float) -> None:
-        """Adds what another collection holds, each of its edges standing for `share` of one here."""
-        self._rows += [(group, link, weight * share) for group, link, weight in other._rows]
-        self._flows += [replace(part, weight=part.weight * share) for part in other._flows]
-        self.crossings += other.crossings * share
-        self.feeds |= other.feeds
 
     def flows(self) -> Flows:
         """The edges above the leaves, where routing pins them."""

@@ -18,11 +18,13 @@ from colossim.cluster.placement import Wish, place
 from colossim.engine.step import play
 from colossim.errors import Problem, ScenarioError
 from colossim.fold import fold
+from colossim.legs import Gate, Leg
+from colossim.quotient import Quotient
 from colossim.result.jobs import JobResult, JobsResult
 from colossim.scenario.derive import derive
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
-from colossim.segments import Compiler, Gate, Leg
+from colossim.segments import Compiler
 from colossim.simulation import (
     LaidOut,
     Progress,
@@ -175,6 +177,7 @@ def _together(
     quotient, pace = fold(traffic, scenario.run.fold, scenario.run.seed)
     slowest = max(alone)
     steps = [min(MOST_STEPS, 1 + int(np.ceil(STEPS * slowest / seconds))) for seconds in alone]
+    meeting = _meeting(quotient)
     legs: list[tuple[Leg, ...]] = [()] * len(quotient.ranks)
     gates: list[list[Gate]] = []
     before = 0
@@ -184,9 +187,10 @@ def _together(
         mine = [i for i, kind in enumerate(quotient.ranks) if stages[0] <= kind.stage <= stages[1]]
         overlap = laid.scenario.job.software.overlap
         compiler = Compiler(
-            quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer, job=job, stages=stages
+            quotient, laid.library, kernel_pricer(laid), (overlap.compute, overlap.transfer), job=job, stages=stages
         )
-        gates.append([Gate(len(mine)) for _ in range(count)])
+        # Nothing is in flight at a gate: whom nobody disturbs plays the same step again.
+        gates.append([Gate(len(mine)) for _ in range(count if job in meeting else 1)])
         for i in mine:
             kind = quotient.ranks[i]
             one = compiler.compile(laid.programs[kind.stage - before], kind)
@@ -202,6 +206,8 @@ def _together(
         writes=writes_of(scenario),
     )
     ends = [[0.0, *(float(gate.time or 0.0) for gate in job)] for job in gates]
+    for job in set(range(len(ends))) - meeting:
+        ends[job] = [i * ends[job][1] for i in range(steps[job] + 1)]
     # Until here all jobs were running.
     all_run = min(times[-1] for times in ends)
     means = []
@@ -216,6 +222,15 @@ def _together(
             "run.fold: bundles is an estimate: each transfer rides the worst bundle it touches (within about 2 %)"
         )
     return means, len(quotient.ranks), notes
+
+
+def _meeting(quotient: Quotient) -> set[int]:
+    """Jobs that share with another a link that can bind, or have flows that routing pins to paths of others."""
+    on: list[set[int]] = [set() for _ in quotient.links]
+    for kind in (kind for classes in quotient.groups for kind in classes):
+        for link, _ in kind.links:
+            on[link].add(quotient.job_of(kind.channel))
+    return {quotient.job_of(channel) for channel in quotient.pinned}.union(*(jobs for jobs in on if len(jobs) > 1))
 
 
 def _repeated(step: tuple[Leg, ...], micro_batches: int, gates: Sequence[Gate]) -> tuple[Leg, ...]:

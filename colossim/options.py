@@ -31,6 +31,7 @@ _CHANNELS = {
     "data": ("data", "job.parallelism.data"),
     "expert_data": ("expert_data", "job.parallelism.expert"),
     "pipeline": ("forward", "job.parallelism.pipeline"),
+    "embedding": ("embedding", "job.parallelism.pipeline"),
 }
 GROUPS = ("all", "node", "rail", "pod", "gpus", *_CHANNELS)
 _SUFFIX = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}

@@ -10,6 +10,7 @@ One pass of signatures is not enough: classes are refined on hashed arrays until
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,8 @@ class _Static:
 
     own: (channel, role, link kind, weights over the ranks' GPUs) where any is positive.  extras: a channel's further
     (group, link, weight).  touched: links that carry anything binding.  capacity: a hash of each link's capacity and kind.
-    group_start: a hash of the static facts of each group, a channel.
+    group_start: a hash of the static facts of each group, a channel, or of all of them.  alike: (R,) ranks with the same
+    number have the same weights and capacities on their own links, which nobody else uses.
     """
 
     own: tuple[tuple[int, int, int, Hashes], ...]
@@ -73,6 +75,29 @@ class _Static:
     touched: NDArray[np.bool_]
     capacity: Hashes
     group_start: tuple[Hashes, ...]
+    alike: Ints
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Ranks by their colour and `_Static.alike`: their own links' signatures, too, are equal then, and found once a kind.
+
+    of: (R,) kind of each rank.  one: a rank of each kind.
+    """
+
+    of: Ints
+    one: Ints
+
+    @staticmethod
+    def joined(alike: Ints, rank: Ints) -> _Kinds:
+        colours = int(rank.max(initial=0)) + 1
+        of = rank
+        if alike.any():
+            key = alike.astype(np.int64) * colours + rank
+            of = np.unique(key, return_inverse=True)[1].astype(np.int32)
+        one = np.zeros(int(of.max(initial=-1)) + 1, np.int64)
+        one[of] = np.arange(of.size)
+        return _Kinds(of, one)
 
 
 def _quantised(weights: Floats) -> Hashes:
@@ -103,10 +128,23 @@ def _static(traffic: Traffic, bundles: bool) -> _Static:
         touched[link] = True
         start = _mix(np.array([channel.size]), 11 + number)
         for salt, column in enumerate(footprint.facts(bundles)):
-            start = start + _bits(column, 101 + salt)
+            start = start + _bits(column[:1] if _constant(column) else column, 101 + salt)
         starts.append(start)
     capacity = _bits(traffic.capacity, 7) + _table(len(LINK_KINDS), 5)[traffic.cluster.link_kinds()]
-    return _Static(tuple(own), tuple(extras), touched, capacity, tuple(starts))
+    columns = [weights for *_, weights in own] + [capacity[kind * gpus : kind * gpus + ranks] for kind in range(4)]
+    facts = np.zeros(ranks, np.uint64)
+    for salt, column in enumerate(columns):
+        if not _constant(column):
+            facts += _mix(column, 151 + salt)
+    for _, link, _ in extras:
+        foreign = link[link < 4 * gpus] % gpus
+        foreign = foreign[foreign < ranks]
+        facts[foreign] = _mix(foreign, 149)
+    return _Static(tuple(own), tuple(extras), touched, capacity, tuple(starts), _colours(facts)[0])
+
+
+def _constant(column: NDArray[Any]) -> bool:
+    return column.size > 0 and bool(np.all(column == column[0]))
 
 
 def refine(
@@ -123,13 +161,14 @@ def refine(
     rank, ranks = _colours(start if apart is None else start + _mix(apart, 3))
     groups: list[Ints] = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
     counts: tuple[int, ...] = ()
-    link_signature = static.capacity
+    link_signature, kinds = static.capacity, _Kinds.joined(static.alike, rank)
     rounds = 0
     while most_rounds is None or rounds < most_rounds:
         rounds += 1
-        groups, group_counts = _refine_groups(traffic, static, rank, groups, link_signature)
-        link_signature = _refine_links(traffic, static, groups)
+        groups, group_counts = _refine_groups(traffic, static, rank, kinds, groups, link_signature)
         rank, ranks = _refine_ranks(traffic, rank, groups)
+        kinds = _Kinds.joined(static.alike, rank)
+        link_signature = _refine_links(traffic, static, kinds, groups)
         now = (ranks, *group_counts)
         if now == counts:
             break
@@ -158,30 +197,32 @@ def _hashed(colours: Ints, salt: int) -> Hashes:
 
 
 def _refine_groups(
-    traffic: Traffic, static: _Static, rank: Ints, groups: list[Ints], link_signature: Hashes
+    traffic: Traffic, static: _Static, rank: Ints, kinds: _Kinds, groups: list[Ints], link_signature: Hashes
 ) -> tuple[list[Ints], list[int]]:
     """Groups by static facts, the set of their members' (rank colour, own links with weights), and other links touched."""
     gpus = traffic.cluster.gpus
     refined: list[Ints] = [np.zeros(0, np.int32)] * len(traffic.channels)
     counts = []
-    rank_hash = [_hashed(rank, 21 + role) for role in (0, 1)]
+    one = kinds.one
+    rank_hash = [_hashed(rank[one], 21 + role) for role in (0, 1)]
     for ways in traffic.ways():
         # The algorithms that groups may run share their classes: one signature says what tells them apart under any.
         channel = traffic.channels[ways[0]]
         seen = [rank_hash[role] for role in range(len(channel.roles))]
         for owner, role, kind, weights in static.own:
             if owner in ways:
-                touched = (link_signature[kind * gpus : kind * gpus + traffic.ranks] ^ weights) * _ODD[kind]
+                touched = (link_signature[kind * gpus + one] ^ weights[one]) * _ODD[kind]
                 if owner != ways[0]:
                     touched = touched * _ODD[0] ** np.uint64(owner - ways[0])
-                seen[role] = seen[role] + np.where(weights > 0, touched, np.uint64(0))
+                seen[role] = seen[role] + np.where(weights[one] > 0, touched, np.uint64(0))
         signature = _hashed(groups[ways[0]], 3)
         for number in ways:
             signature = signature + static.group_start[number] * (_ODD[1] ** np.uint64(number - ways[0]))
         if channel.name in BOUNDARY_CHANNELS:
-            signature = signature + _mix(seen[0][channel.members[:, 0]], 41) + _mix(seen[1][channel.members[:, 1]], 42)
+            for role in (0, 1):
+                signature = signature + _mix(seen[role], 41 + role)[kinds.of[channel.members[:, role]]]
         else:
-            signature = signature + _set_hash(seen[0], channel.members)
+            signature = signature + _set_hash(seen[0], kinds.of, channel.members)
         for number in ways:
             group, link, weights = static.extras[number]
             if group.size:
@@ -194,17 +235,22 @@ def _refine_groups(
     return refined, counts
 
 
-def _set_hash(items: Hashes, members: Ints) -> Hashes:
-    """items over ranks, members (G, n) -> (G,) hash of the *set* of items of each group's members."""
+def _set_hash(items: Hashes, kind: Ints, members: Ints) -> Hashes:
+    """items over kinds, kind (R,), members (G, n) -> (G,) hash of the *set* of items of each group's members."""
     groups, n = members.shape
+    colours, many = _colours(items)
+    if many <= 64:
+        bits = (np.uint64(1) << colours.astype(np.uint64))[kind]
+        return _mix(np.bitwise_or.reduce(bits[members], axis=1), 51)
+    items = items[kind]
     if n <= 8:
         ordered = np.sort(items[members], axis=1)
         fresh = np.ones(ordered.shape, dtype=bool)
         fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
         hashes: Hashes = np.where(fresh, _mix(ordered, 51), np.uint64(0))
         return np.asarray(hashes.sum(axis=1, dtype=np.uint64))
-    colours, many = _colours(items)
     if groups * many <= 8 * members.size + 4096:
+        colours = colours[kind]
         present = np.zeros((groups, many), dtype=bool)
         present[np.arange(groups)[:, None], colours[members]] = True
         values = np.zeros(many, np.uint64)
@@ -224,16 +270,17 @@ def _set_rows(group: Ints, item: Hashes, groups: int) -> Hashes:
     return total
 
 
-def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hashes:
+def _refine_links(traffic: Traffic, static: _Static, kinds: _Kinds, groups: list[Ints]) -> Hashes:
     """Links by capacity and the summed weight from each class of groups."""
     gpus, ranks = traffic.cluster.gpus, traffic.ranks
     signature = static.capacity.copy()
     colour_hash = [_hashed(colours, 61 + number) for number, colours in enumerate(groups)]
+    added = np.zeros((4, kinds.one.size), np.uint64)
     for number, role, kind, weights in static.own:
         # Where a rank has no group of the channel (-1) its weight is 0.
-        signature[kind * gpus : kind * gpus + ranks] += (
-            colour_hash[number][traffic.channels[number].roles[role]] * weights
-        )
+        added[kind] += colour_hash[number][traffic.channels[number].roles[role][kinds.one]] * weights[kinds.one]
+    for kind in range(4):
+        signature[kind * gpus : kind * gpus + ranks] += added[kind][kinds.of]
     for number, (group, link, weights) in enumerate(static.extras):
         if group.size:
             np.add.at(signature, link, colour_hash[number][group] * weights)
@@ -243,12 +290,11 @@ def _refine_links(traffic: Traffic, static: _Static, groups: list[Ints]) -> Hash
 def _refine_ranks(traffic: Traffic, rank: Ints, groups: list[Ints]) -> tuple[Ints, int]:
     """Ranks by their colour so far and the colours of their groups, role by role."""
     signature = _hashed(rank, 71)
-    for number, channel in enumerate(traffic.channels):
-        # The table's last entry is for ranks without a group (-1).
-        table = np.append(_table(int(groups[number].max(initial=0)), 73 + 2 * number), np.uint64(0))
-        colours = np.append(groups[number], np.int32(table.size - 1))
-        for role, group_of in enumerate(channel.roles):
-            signature = signature + table[colours[group_of]] * _ODD[role]
+    for number, *_ in traffic.ways():
+        # The last entry is for ranks without a group (-1).
+        hashes = np.append(_hashed(groups[number], 73 + 2 * number), np.uint64(0))
+        for role, group_of in enumerate(traffic.channels[number].roles):
+            signature += (hashes * _ODD[role])[group_of]
     return _colours(signature)
 
 

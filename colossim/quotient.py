@@ -13,6 +13,9 @@ from colossim.footprint import Floats, Ints, Shape
 from colossim.partition import Partition, firsts
 from colossim.traffic import BOUNDARY_CHANNELS, STORAGE, Channel, Traffic
 
+#: Sums of rows are looked up in a table of this many entries, or of a few for each row, instead of sorting the rows.
+_TABLE = 1 << 20
+
 
 @dataclass(frozen=True)
 class GroupClass:
@@ -96,12 +99,13 @@ def quotient(traffic: Traffic, partition: Partition) -> Quotient:
         LinkClass(cluster.link_kind_name(int(f)), int(c), float(traffic.capacity[f]), int(f), cluster.link_name(int(f)))
         for f, c in zip(link_first, link_count, strict=True)
     )
-    passive = _passive_links(traffic, partition)
+    passive, passive_of = _passive_links(traffic, partition)
     group_classes = []
     for number, channel in enumerate(traffic.channels):
         first = firsts(partition.groups[number])
         rows = _link_rows(channel, partition, number, link_first, gpus, ranks)
-        group_classes.append(_group_classes(traffic, channel, number, partition, first, rows, passive))
+        carried = _passive_weights(traffic, channel, partition.groups[number], passive, passive_of)
+        group_classes.append(_group_classes(traffic, channel, number, partition, first, rows, carried))
     rank_classes = tuple(
         RankClass(
             stage=int(traffic.stage[f]),
@@ -121,32 +125,38 @@ def quotient(traffic: Traffic, partition: Partition) -> Quotient:
     return Quotient(rank_classes, names, tuple(group_classes), links, passive, partition, foreign, False, jobs=jobs)
 
 
-def _passive_links(traffic: Traffic, partition: Partition) -> tuple[LinkClass, ...]:
-    """Bundles that the partition leaves out, a class a level and direction."""
+def _passive_links(traffic: Traffic, partition: Partition) -> tuple[tuple[LinkClass, ...], Ints]:
+    """Bundles that the partition leaves out, a class a level and direction; (links,) the class of each link, or -1."""
     cluster = traffic.cluster
-    classes = []
+    classes: list[LinkClass] = []
+    class_of = np.full(traffic.capacity.size, -1, np.int32)
     for _, first, size in cluster.ranges:
         out = first + np.flatnonzero(partition.link[first : first + size] < 0)
         if out.size:
             mean = float(traffic.capacity[out].mean())
+            class_of[out] = len(classes)
             classes.append(LinkClass(cluster.link_kind_name(first), int(out.size), mean, int(out[0])))
-    return tuple(classes)
+    return tuple(classes), class_of
 
 
 def _passive_weights(
-    traffic: Traffic, channel: Channel, partition: Partition, number: int, passive: tuple[LinkClass, ...]
+    traffic: Traffic, channel: Channel, colours: Ints, passive: tuple[LinkClass, ...], passive_of: Ints
 ) -> list[Floats]:
-    """For each passive class the (group classes,) edges that a whole class puts on one of its links, on average."""
+    """For each passive class the (group classes,) edges that a whole class puts on one of its links, on average.
+
+    colours: (G,) class of each group.  passive_of: (links,) passive class of each link, or -1.
+    """
     cluster, footprint = traffic.cluster, channel.footprint
-    colours = partition.groups[number]
     classes = int(colours.max()) + 1
+    which = passive_of[footprint.link]
+    here = which >= 0
+    at = which[here] * classes + colours[footprint.group[here]]
+    booked = np.bincount(at, weights=footprint.weight[here], minlength=len(passive) * classes)
     columns = []
-    for link_class in passive:
-        level, first, size = next(tier for tier in cluster.ranges if 0 <= link_class.first - tier[1] < tier[2])
+    for number, link_class in enumerate(passive):
+        level = next(tier[0] for tier in cluster.ranges if 0 <= link_class.first - tier[1] < tier[2])
         if cluster.can_bind(level):
-            here = (footprint.link >= first) & (footprint.link < first + size)
-            here[here] = partition.link[footprint.link[here]] < 0
-            total = np.bincount(colours[footprint.group[here]], weights=footprint.weight[here], minlength=classes)
+            total = booked[number * classes : (number + 1) * classes]
         elif channel.name == STORAGE and link_class.kind.endswith("down"):
             total = np.zeros(classes, np.int64)  # what is written comes down nowhere
         else:
@@ -171,19 +181,25 @@ def _link_rows(
         weights.append(column[gpu[used]])
     footprint = channel.footprint
     if footprint.link.size:
-        position = np.searchsorted(np.sort(link_first), footprint.link)
-        order = np.argsort(link_first)
-        inside = position < link_first.size
-        match = np.zeros(footprint.link.size, dtype=bool)
-        match[inside] = link_first[order[position[inside]]] == footprint.link[inside]
+        shown = np.full(partition.link.size, -1)
+        shown[link_first] = np.arange(link_first.size)
+        match = np.flatnonzero(shown[footprint.link] >= 0)
         classes.append(colours[footprint.group[match]])
-        found.append(order[position[match]])
+        found.append(shown[footprint.link[match]])
         weights.append(footprint.weight[match])
-    group_class, link_class = np.concatenate(classes), np.concatenate(found)
-    key, inverse = np.unique(group_class.astype(np.int64) * max(1, link_first.size) + link_class, return_inverse=True)
-    width = max(1, link_first.size)
-    summed = np.bincount(inverse, weights=np.concatenate(weights), minlength=key.size).astype(np.float64)
-    return key // width, key % width, summed
+    return _summed(np.concatenate(classes), np.concatenate(found), link_first.size, np.concatenate(weights))
+
+
+def _summed(group: Ints, link: Ints, links: int, weight: Floats) -> tuple[Ints, Ints, Floats]:
+    """(group class, link, summed weight) of each pair there is among rows, in ascending order. links: more than any."""
+    width = max(1, links)
+    at = group.astype(np.int64) * width + link
+    many = (int(group.max(initial=0)) + 1) * width
+    if many > _TABLE + 4 * at.size:
+        key, at = np.unique(at, return_inverse=True)
+        return key // width, key % width, np.bincount(at, weights=weight, minlength=key.size).astype(np.float64)
+    key = np.flatnonzero(np.bincount(at, minlength=many))
+    return key // width, key % width, np.bincount(at, weights=weight, minlength=many)[key].astype(np.float64)
 
 
 def _group_classes(
@@ -193,7 +209,7 @@ def _group_classes(
     partition: Partition,
     first: Ints,
     rows: tuple[Ints, Ints, Floats],
-    passive: tuple[LinkClass, ...],
+    carried: list[Floats],
 ) -> tuple[GroupClass, ...]:
     count = np.bincount(partition.groups[number])
     members = partition.rank[channel.members[first]]
@@ -201,7 +217,6 @@ def _group_classes(
     boundary = channel.name in BOUNDARY_CHANNELS
     bounds = np.searchsorted(rows[0], np.arange(first.size + 1))
     footprint = channel.footprint
-    carried = _passive_weights(traffic, channel, partition, number, passive)
     # A class of an estimate may hold groups whose edges pass more switches than others': the most counts.
     switches = np.zeros(first.size)
     np.maximum.at(switches, partition.groups[number], footprint.switches)
@@ -239,14 +254,16 @@ def with_worst_bundles(traffic: Traffic, partition: Partition) -> Quotient:
     total = traffic.capacity.size
     loads = np.zeros(total)
     sums = []
+    binding = ~traffic.slack
+    binding[:bundles_from] = False
     for number, channel in enumerate(traffic.channels):
         footprint = channel.footprint
-        keep = (footprint.link >= bundles_from) & ~traffic.slack[footprint.link]
-        colours = partition.groups[number][footprint.group[keep]].astype(np.int64)
-        key, inverse = np.unique(colours * total + footprint.link[keep], return_inverse=True)
-        weight = np.bincount(inverse, weights=footprint.weight[keep], minlength=key.size)
-        sums.append((key // total, key % total, weight))
-        np.add.at(loads, key % total, weight)
+        keep = np.flatnonzero(binding[footprint.link])
+        bundle = footprint.link[keep] - bundles_from
+        colours = partition.groups[number][footprint.group[keep]]
+        classes, bundle, weight = _summed(colours, bundle, total - bundles_from, footprint.weight[keep])
+        sums.append((classes, bundle + bundles_from, weight))
+        np.add.at(loads, bundle + bundles_from, weight)
     # A NIC that is gone has no capacity, and no load.
     pressure = loads / np.where(traffic.capacity > 0, traffic.capacity, 1.0)
     chosen: set[int] = set()

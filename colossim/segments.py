@@ -12,168 +12,33 @@ plays its own tail. A segment of one class ends after the sum of its parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from colossim.collective import Library, Timing
 from colossim.footprint import Shape
+from colossim.legs import (
+    CATEGORY,
+    DIRECTION,
+    OUTSIDE,
+    SLOWING,
+    WAIT,
+    Alone,
+    Blocking,
+    Fetch,
+    Leg,
+    Meeting,
+    Part,
+    Segment,
+    Ship,
+    Slowed,
+    Start,
+    Step,
+    Until,
+)
 from colossim.quotient import GroupClass, Quotient, RankClass
 from colossim.traffic import STORAGE
 from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
-
-#: Index into engine.record.CATEGORIES of what a channel's exposed time is called.
-CATEGORY = {
-    "compute": 0,
-    "tensor": 1,
-    "context": 2,
-    "expert": 3,
-    "forward": 4,
-    "backward": 4,
-    "bubble": 5,
-    "data": 6,
-    "expert_data": 6,
-    "optimizer": 7,
-    "straggler": 8,
-    "host": 9,
-}
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stretch of a segment. channel: -1 for a kernel. bytes: on an edge.  shown: part of them that overlap doesn't hide."""
-
-    seconds: float
-    category: int
-    channel: int = -1
-    bytes: float = 0.0
-    shown: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Parts that follow each other without interference. seconds: their sum; compute: kernels alone."""
-
-    parts: tuple[Part, ...]
-    seconds: float
-    compute: float
-    #: channel -> (offsets of its parts, their seconds, their bytes an edge)
-    traffic: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
-    #: channel -> bytes an edge in all
-    bytes: tuple[tuple[int, float], ...]
-
-    @staticmethod
-    def of(parts: list[Part]) -> Segment:
-        offsets = np.cumsum([0.0, *[part.seconds for part in parts]])
-        traffic = {}
-        for channel in sorted({part.channel for part in parts if part.channel >= 0}):
-            at = [i for i, part in enumerate(parts) if part.channel == channel]
-            seconds = np.array([parts[i].seconds for i in at])
-            # What is hidden moves beside kernels at other times; here is what moves in these seconds.
-            size = np.array([parts[i].bytes * parts[i].shown for i in at])
-            traffic[channel] = (offsets[at], seconds, size)
-        return Segment(
-            parts=tuple(parts),
-            seconds=float(offsets[-1]),
-            compute=sum(part.seconds for part in parts if part.channel < 0),
-            traffic=traffic,
-            bytes=tuple((c, sum(part.bytes for part in parts if part.channel == c)) for c in traffic),
-        )
-
-
-@dataclass(frozen=True)
-class Alone:
-    """Play a segment of one rank class."""
-
-    segment: Segment
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Play a segment that the channel's group, several rank classes, goes through together."""
-
-    segment: Segment
-    channel: int
-
-
-@dataclass(frozen=True)
-class Slowed:
-    """A kernel that transfers may slow. seconds: undisturbed."""
-
-    seconds: float
-    category: int
-
-
-@dataclass(frozen=True)
-class Blocking:
-    """Start a collective with the group and wait for it. exposed: the part of it that overlap doesn't hide."""
-
-    channel: int
-    timing: Timing
-    category: int
-    exposed: float
-
-
-@dataclass(frozen=True)
-class Start:
-    """Start a collective beside what follows."""
-
-    channel: int
-    timing: Timing
-    category: int
-    tag: str
-
-
-@dataclass(frozen=True)
-class Until:
-    """Wait for the collective that was started with this tag."""
-
-    tag: str
-
-
-@dataclass(frozen=True)
-class Ship:
-    """Send over a stage boundary. blocking: wait until it has arrived.
-
-    chunk: what to add to the pass's chunk for the receiver's: 1 from the last stage on to the first, -1 back again.
-    """
-
-    channel: int
-    timing: Timing
-    blocking: bool
-    chunk: int
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """Wait for what the other side of a stage boundary ships."""
-
-    channel: int
-
-
-@dataclass(eq=False)
-class Gate:
-    """All ranks of a job wait for each other: the end of a step. needed: rank classes.  time: s at which the last came."""
-
-    needed: int
-    arrived: int = 0
-    event: Any = None
-    time: float | None = None
-
-
-Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch | Gate
-
-
-@dataclass(frozen=True)
-class Leg:
-    """One pass, compiled. direction: 0 forward, 1 backward, 2 outside the pipeline."""
-
-    direction: int
-    micro_batch: int
-    chunk: int
-    steps: tuple[Step, ...]
 
 
 def _isolated(t: Timing, group: GroupClass, capacity: Callable[[int], float]) -> float:
@@ -186,7 +51,7 @@ def _isolated(t: Timing, group: GroupClass, capacity: Callable[[int], float]) ->
 class Compiler:
     """Compiles stage programs for rank classes; equal situations are compiled once.
 
-    kernel_seconds(op, node type index) prices a Compute. slowdown: (x, y) of the software; blocking collectives that
+    kernel_seconds(op, node type index) prices a Compute. slowdowns: (x, y) of the software; blocking collectives that
     cannot join a segment become activities of the network.  job: whose programs these are;
     stages: the first and the last number of its stages, if there are several jobs.
     """
@@ -194,7 +59,7 @@ class Compiler:
     quotient: Quotient
     library: Library
     kernel_seconds: Callable[[Compute, int], float]
-    slowdown: float
+    slowdowns: tuple[float, float]
     job: int = 0
     stages: tuple[int, int] | None = None
     #: whether collectives may join segments
@@ -249,13 +114,16 @@ class Compiler:
         return self._shapes.setdefault(key, len(self._shapes))
 
     def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
-        """The legs of one rank class: passes in the schedule's order, then the epilogue."""
+        """The legs of one rank class: the prologue, passes in the schedule's order, the epilogue."""
         shapes = tuple(self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels)))
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
+        outside = (OUTSIDE, -1, -1)
         for body, host, where in [
-            (p.body, p.host, (int(p.kind != "F"), p.micro_batch, p.chunk)) for p in program.passes
-        ] + [(program.epilogue, 0.0, (2, -1, -1))]:
+            (program.prologue, 0.0, outside),
+            *((p.body, p.host, (DIRECTION[p.kind], p.micro_batch, p.chunk)) for p in program.passes),
+            (program.epilogue, 0.0, outside),
+        ]:
             if not body:
                 continue
             key = (id(body), host, rank.hardware, rank.stage == self._first, rank.stage == self._last, shapes, posted)
@@ -284,8 +152,13 @@ class Compiler:
                 parts.clear()
             meeting = -1
 
-        for op in self._with_host(ops, host, exponent, rank):
-            quiet = not (self.slowdown and in_flight)
+        skip = 0
+        whole = self._with_host(ops, host, exponent, rank)
+        for at, op in enumerate(whole):
+            if skip:
+                skip -= 1
+                continue
+            quiet = not (any(self.slowdowns) and in_flight)
             if isinstance(op, Compute | _Host):
                 seconds, category = self._kernel(op, rank)
                 if seconds <= 0:
@@ -311,16 +184,52 @@ class Compiler:
                 else:
                     close()
                     steps.append(Blocking(channel, t, category, exposed))
+            elif (beside := self._beside(whole[at : at + 3], rank, in_flight)) is not None:
+                parts += beside
+                skip = 2
             else:
                 close()
                 self._asynchronous(op, rank, steps, in_flight)
         close()
         return tuple(steps), frozenset(in_flight.items())
 
+    def _beside(self, ops: Sequence[Op | _Host], rank: RankClass, in_flight: dict[str, int]) -> list[Part] | None:
+        """Kernels beside one transfer that nobody disturbs, from its post to the wait for it; None for anything else.
+
+        Latency L first, then T s of bytes; while both run, the kernel at 1/(1+x) and the transfer at 1/(1+y).
+        """
+        match ops:
+            case [Post(call, tag, after=""), Compute() as kernels, Wait(waited)] if waited == tag:
+                pass
+            case _:
+                return None
+        channel, group, t = self._timing(call, rank)
+        busy = self._always | set(in_flight.values())
+        alone = channel in self._private and not (self._conflicts[channel] & busy)
+        if not (self.absorb and alone and channel not in self._meets) or (any(self.slowdowns) and in_flight):
+            return None
+        seconds, category = self._kernel(kernels, rank)
+        moving = _isolated(t, group, lambda link: self.quotient.links[link].capacity) - t.latency
+        x, y = self.slowdowns if call.channel in SLOWING else (0.0, 0.0)
+        both = max(0.0, seconds - t.latency)  # kernel seconds that are left when the first byte moves
+        if both * (1 + x) <= moving * (1 + y):
+            slowed = both * (1 + x)
+            arrived = t.latency + slowed + moving - slowed / (1 + y)
+        else:
+            slowed = moving * (1 + y)
+            arrived = t.latency + slowed
+        done = seconds + slowed * x / (1 + x)
+        end = max(done, arrived)
+        found = [Part(seconds, category), Part(done - seconds, CATEGORY["data"], WAIT)]
+        return [
+            *(part for part in found if part.seconds > 0),
+            Part(end - done, CATEGORY[call.channel], channel, t.bytes, 1.0, t.latency - done, arrived - t.latency),
+        ]
+
     def _asynchronous(self, op: Op, rank: RankClass, steps: list[Step], in_flight: dict[str, int]) -> None:
         if isinstance(op, Post):
             channel, _, t = self._timing(op.collective, rank)
-            steps.append(Start(channel, t, CATEGORY[op.collective.channel], op.tag))
+            steps.append(Start(channel, t, CATEGORY[op.collective.channel], op.tag, op.after))
             in_flight[op.tag] = channel
         elif isinstance(op, Wait):
             steps.append(Until(op.tag))

@@ -30,14 +30,15 @@ from colossim.engine.step import play
 from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
 from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
+from colossim.legs import Leg
 from colossim.quotient import Quotient
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, NamedJob, Scenario
-from colossim.segments import Compiler, Leg
+from colossim.segments import Compiler
 from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
-from colossim.workload.build import build_programs
+from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import kernel_time
 from colossim.workload.memory import memory_by_stage, suggestions
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram
@@ -84,7 +85,7 @@ def used_operations(programs: tuple[StageProgram, ...]) -> dict[str, frozenset[s
 
     seen: set[int] = set()
     for program in programs:
-        for body in (program.epilogue, *(p.body for p in program.passes)):
+        for body in program.bodies:
             if id(body) in seen:
                 continue
             seen.add(id(body))
@@ -191,7 +192,8 @@ def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -
     """Compiles the programs of all rank classes of a folded job."""
     overlap = laid.scenario.job.software.overlap
     fluid = laid.scenario.run.collectives == "fluid"
-    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), overlap.compute or overlap.transfer, absorb=fluid)
+    slowdowns = (overlap.compute, overlap.transfer)
+    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), slowdowns, absorb=fluid)
     legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 
@@ -285,7 +287,9 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     scenario, plan, cluster, job = laid.scenario, laid.plan, laid.cluster, laid.scenario.job
     tokens = float(job.global_batch * job.sequence_length)
     needed = model_flops_per_token(job.model, job.sequence_length)
-    again = recomputed_flops_per_token(job.model, job.sequence_length, job.recompute, job.software.attention)
+    again = recomputed_flops_per_token(
+        job.model, job.sequence_length, job.recompute, job.software.attention, recomputed_layers(plan, job)
+    )
     peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
     capacity = stage_capacity(plan, cluster)
     memory = max(zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1])

@@ -1,8 +1,8 @@
 """Where cluster meets job: which ranks form which groups, and which links each group touches.
 
 Ranks are laid onto the first GPUs of the cluster in the job's `order`; a *channel* is one kind of communication
-(tensor, context, expert, data, expert_data; forward and backward over stage boundaries) with all its groups. Everything
-is an array over ranks or groups: 100,000 GPUs are a few numpy expressions.
+(tensor, context, expert, data, expert_data, embedding; forward and backward over stage boundaries) with all its groups.
+Everything is an array over ranks or groups: 100,000 GPUs are a few numpy expressions.
 
 Slack bundles are found here: a bundle whose feeding NICs sum to no more than its capacity can never bind.
 """
@@ -24,7 +24,9 @@ from colossim.nccl import CAN
 from colossim.scenario.derive import Plan
 
 #: Channels a job can have, in the order in which they are numbered.
-COLLECTIVE_CHANNELS = ("tensor", "context", "expert", "data", "expert_data")
+COLLECTIVE_CHANNELS = (
+    "tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data", "embedding",
+)  # fmt: skip
 BOUNDARY_CHANNELS = ("forward", "backward")
 #: Writes of every rank that run beside the step, whatever the programs do.
 STORAGE = "storage"
@@ -92,7 +94,9 @@ def group_members(plan: Plan) -> dict[str, Ints]:
     """(G, n) ranks of every group of every channel, ascending; channels whose groups have one member are left out.
 
     The grid of ranks has `order`'s first axis fastest. The data group holds every rank of a stage with the same tensor
-    index (Megatron's data x context); an expert group takes `expert` consecutive ones of it by the order.
+    index (Megatron's data x context), cut into shards and replicas of them if states are sharded over some of its ranks; an
+    expert group takes `expert` consecutive ones of it by the order. The embedding group joins the first and the last stage,
+    which hold a tied embedding each.
     """
     axes = [axis for axis in reversed(plan.order)]
     sizes = [plan.axes[axis] for axis in axes]
@@ -117,6 +121,12 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         "data": grouped("context", "inner_context", "expert", "data"),
         "expert_data": grouped("context", "data"),
     }
+    shards = plan.sharding_group
+    if shards < plan.replica_group:
+        # Neighbours by the order share the shards; ranks with the same shard are the others' columns.
+        cut = groups["data"].reshape(-1, plan.replica_group // shards, shards)
+        groups["data_shards"] = cut.reshape(-1, shards)
+        groups["data_replicas"] = cut.transpose(0, 2, 1).reshape(-1, plan.replica_group // shards)
     if plan.expert == 1:
         del groups["expert_data"]
     if plan.pipeline > 1:
@@ -127,6 +137,7 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         ahead = np.stack([along[:stages].ravel(), after[:stages].ravel()], axis=1)
         groups["forward"] = ahead
         groups["backward"] = ahead[:, ::-1]
+        groups["embedding"] = along[[0, -1]].T
     return {name: members for name, members in groups.items() if members.shape[1] > 1}
 
 

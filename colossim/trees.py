@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster
-from colossim.footprint import Edges, Floats, Footprint, Ints, Runs
+from colossim.footprint import LEVELS, Edges, Floats, Footprint, Ints, Runs
 
 #: GPUs of a group in a node from which NCCL lets the NVSwitch reduce (before 2.28: 3).
 FEWEST_ON_SWITCH = 2
@@ -254,26 +254,24 @@ def pat(cluster: Cluster, members: Ints) -> Footprint:
     usable = runs.count == n
     flat, gpus = members.ravel(), cluster.gpus
     some = np.flatnonzero(usable)
+    ring = members[some]
     edges = Edges(cluster, groups)
     out, into = np.zeros(gpus), np.zeros(gpus)
     longest = np.zeros(groups)
-    distance = 1
-    while distance < n and some.size:
-        chunks = (n - 1 + distance) // (2 * distance)
-        src = members[some].ravel()
-        dst = np.roll(members[some], -distance, axis=1).ravel()
-        group = np.repeat(some, n)
-        routes = cluster.routes(src, dst)
-        step = Edges(cluster, groups)
-        leaves, enters = step.message(group, src, dst, routes)
-        share = chunks / (n - 1)
-        edges.take(step, share)
-        out += np.bincount(src[leaves], minlength=gpus) * share
-        into += np.bincount(dst[enters], minlength=gpus) * share
-        worst = np.zeros(groups)
-        np.maximum.at(worst, group, routes.latency)
-        longest += worst
-        distance *= 2
+    distances = [2**k for k in range((n - 1).bit_length())] if some.size else []
+    steps = [(distance, (n - 1 + distance) // (2 * distance) / (n - 1)) for distance in distances]
+    if cluster.own_ways(ring) and not edges.pinned:
+        longest[some] = _compared(cluster, edges, some, ring, steps)
+        out[ring] = into[ring] = sum(share for _, share in steps)
+    else:
+        src, group = ring.ravel(), np.repeat(some, n)
+        for distance, share in steps:
+            dst = np.roll(ring, -distance, axis=1).ravel()
+            routes = cluster.routes(src, dst)
+            leaves, enters = edges.message(group, src, dst, routes, share)
+            out[src[leaves]] += share
+            into[dst[enters]] += share
+            longest[some] += routes.latency.reshape(ring.shape).max(axis=1)
     rows = edges.rows()
     start = np.arange(groups) * n
     return Footprint(
@@ -293,3 +291,33 @@ def pat(cluster: Cluster, members: Ints) -> Footprint:
         usable=usable,
         flows=edges.flows(),
     )
+
+
+def _compared(cluster: Cluster, edges: Edges, some: Ints, ring: Ints, steps: list[tuple[int, float]]) -> Floats:
+    """Books PAT's edges by comparing where members stand, once looked up: no route of a million is worked out log n times.
+
+    As `Edges.message` does, for ends that are in different nodes and use their own NICs. some: (g,) groups.  ring: (g, n)
+    their GPUs.  steps: (distance, part of an edge).  Returns (g,) s in switches, the farthest edges of all steps.
+    """
+    longest = np.zeros(some.size)
+    places = [place(ring) for place in (cluster.leaf, cluster.block, cluster.zone)]
+    feeds = np.zeros((2, 3, *ring.shape), dtype=bool)
+    for distance, share in steps:
+        level_of = np.ones(some.size, np.int64)
+        for level, place in zip(LEVELS, places, strict=True):
+            crossing = place != np.roll(place, -distance, axis=1)
+            count = np.count_nonzero(crossing, axis=1)
+            if not count.any():
+                break
+            level_of += count > 0
+            edges.crossings[level - 1, some] += count * share
+            feeds[0, level - 1] |= crossing
+            feeds[1, level - 1] |= np.roll(crossing, distance, axis=1)
+            if cluster.can_bind(level):
+                who, one = np.repeat(some, count), np.full(int(count.sum()), share)
+                edges.add(who, cluster.bundle_offset(level, False) + place[crossing], one)
+                edges.add(who, cluster.bundle_offset(level, True) + np.roll(place, -distance, axis=1)[crossing], one)
+        longest += cluster.latency[level_of]
+    for way, level in np.ndindex(2, 3):
+        edges.feeds[way, level, ring[feeds[way, level]]] = True
+    return longest

@@ -8,6 +8,9 @@ For each call of a rank, alone on its links, with L its latency and T = bytes/ra
     all-to-all           T <= chunked <= T + L + V/s, V of the relays' NVLinks
     pat, shift, send     T + L
 
+While a transfer pays its latency the chunked step's kernels are slowed from the first message on, the fluid step's are not:
+(x + y) L of every call beside kernels (test_kernels_and_messages_slow_each_other_as_transfers_do).
+
 A step is a longest path through calls and kernels, so it moves by no more than the sum of these over the calls of a rank
 (of its stage's, and of the epilogue's). Where two channels share links a ring's edge over NVLink moves in bursts, not at its
 ring's pace, and who shares it is delayed by at most the bytes of the other's bursts: `shared`, bytes over what NVLink sustains.
@@ -23,8 +26,8 @@ from colossim.chunks import ALGORITHMS, collective_messages, default_slices, mes
 from colossim.engine import chunked_step
 from colossim.engine.chunked_step import messages_of_step, slices_of
 from colossim.errors import ScenarioError, SimulationError
+from colossim.legs import Blocking, Ship, Start
 from colossim.scenario.reader import load_scenario
-from colossim.segments import Blocking, Ship, Start
 from colossim.simulation import play_step, prepare, simulate
 
 PAR = "job.parallelism"
@@ -39,13 +42,13 @@ def scenario(nodes, batch, *changes, mode="chunked"):
 
 
 def calls_of(setup, index):
-    """(timing, exposed, group class) of every call that one rank takes part in as a sender."""
+    """(timing, exposed, group class, whether beside kernels) of every call that one rank takes part in as a sender."""
     rank = setup.quotient.ranks[index]
     for leg in setup.legs[index]:
         for step in leg.steps:
             if isinstance(step, Blocking | Start | Ship):
                 kind = setup.quotient.groups[step.channel][rank.groups[step.channel][0]]
-                yield step.timing, getattr(step, "exposed", 1.0), kind
+                yield step.timing, getattr(step, "exposed", 1.0), kind, isinstance(step, Start)
 
 
 def slack(setup):
@@ -54,8 +57,10 @@ def slack(setup):
     nvlink = {}
     most = min(t.nvlink_ring.bandwidth for t in setup.laid.cluster.node_types)
     links = setup.quotient.links
-    for t, exposed, kind in calls_of(setup, 0):
+    overlap = setup.laid.scenario.job.software.overlap
+    for t, exposed, kind, beside in calls_of(setup, 0):
         shape = kind.shape
+        above += beside * (overlap.compute + overlap.transfer) * t.latency
         rate = min([t.cap, *(links[n].capacity / weight for n, weight in kind.links)])
         moving, s = t.bytes / rate, slices_of(t, kind)
         q = shape.size // shape.nodes
@@ -170,7 +175,7 @@ def test_kernels_and_messages_slow_each_other_as_transfers_do(slowdown):
     x, y = slowdown
     stack = f"job.software={{base: megatron-2024, overlap: {{compute: {x:g}, transfer: {y:g}}}}}"
     (setup, fluid), (_, chunked) = both(1, 8, *ONE_STAGE, f"{PAR}.tensor=1", f"{PAR}.sharding=gradients", stack)
-    waits = sum(t.latency for t, _, _ in calls_of(setup, 0))
+    waits = sum(t.latency for t, *_ in calls_of(setup, 0))
     assert abs(chunked.step_time - fluid.step_time) <= (x + y) * waits + 1e-9 * fluid.step_time
     plain = both(1, 8, *ONE_STAGE, f"{PAR}.tensor=1", f"{PAR}.sharding=gradients", stack.replace(f"{x:g}", "0", 1))
     assert (chunked.step_time > plain[1][1].step_time * (1 + 1e-6)) == bool(x)

@@ -45,6 +45,51 @@ def test_the_layout_of_colossus():
     assert (plan.tokens, plan.chunks) == (8192, 8)
 
 
+def test_llama_3s_own_stages():
+    """126 layers, embedding and loss on 16 stages: 128/16 = 8, 7 on the first and the last. With 8 chunks a stage one each,
+    and the first has the embedding alone, the last the loss (Llama 3, section 3.3.2)."""
+    shape = {"tensor": 8, "pipeline": 16, "account_for_embedding": True, "account_for_loss": True}
+    plain = derive(scenario(model="llama3-405b", parallelism=shape))
+    assert plain.layers == (7, *(8,) * 14, 7)
+    shape |= {"schedule": "interleaved", "virtual_pipeline": 8}
+    assert derive(scenario(model="llama3-405b", parallelism=shape)).layers == (0, *(1,) * 126, 0)
+
+
+def test_layers_of_stages_are_equal_as_given_or_make_room_for_the_ends():
+    assert derive(scenario(parallelism={"pipeline": 4})).layers == (6, 6, 6, 6)
+    assert derive(scenario(parallelism={"pipeline": 4, "stage_layers": (5, 7, 7, 5)})).layers == (5, 7, 7, 5)
+    model = {**DENSE, "layers": 23}
+    first = {"pipeline": 4, "account_for_embedding": True}
+    assert derive(scenario(model=model, parallelism=first)).layers == (5, 6, 6, 6)
+    assert derive(scenario(model=model, parallelism={"pipeline": 4, "account_for_loss": True})).layers == (6, 6, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "field", "says"),
+    [
+        ({"stage_layers": (8, 8, 8)}, "stage_layers", "has 3 numbers: 4 stages take 4"),
+        ({"stage_layers": (6, 6, 6, 7)}, "stage_layers", "adds up to 25 layers: the model has 24"),
+        ({"stage_layers": (8, 0, 8, 8)}, "stage_layers.1", "only the first, with the embedding, and the last"),
+        ({"stage_layers": (6,) * 4, "account_for_loss": True}, "account_for_loss", "leave it out, or stage_layers"),
+        ({"pipeline": 13}, "pipeline", "6, 8, 12 stages would; with account_for_embedding and account_for_loss"),
+        ({"pipeline": 6, "account_for_loss": True}, "pipeline", "24 layers with loss as a layer = 25: 1, 5, 25 stages"),
+        (
+            {"pipeline": 2, "virtual_pipeline": 2, "schedule": "interleaved", "stage_layers": (12, 12)},
+            "stage_layers", "has 2 numbers: 2 stages x 2 chunks take 4",
+        ),
+    ],
+)  # fmt: skip
+def test_stages_that_cannot_be(parallelism, field, says):
+    found = problems(parallelism={"pipeline": 4, **parallelism})
+    assert says in found[f"job.parallelism.{field}"]
+
+
+def test_layers_of_full_recompute_are_of_full_recompute():
+    found = problems(recompute="selective", recompute_layers=2)
+    assert found == {"job.recompute_layers": "is of full recompute: leave it out with recompute: selective"}
+    assert derive(scenario(recompute="full", recompute_layers=2)).data == 128
+
+
 def test_auto_takes_the_largest_number_of_replicas_that_divides_the_batch():
     """128 GPUs / (2 x 2) = 32 replicas at most; 120 sequences are 60 micro-batches of 2: 30 replicas x 2."""
     plan = derive(scenario(global_batch=120, micro_batch=2, parallelism={"tensor": 2, "pipeline": 2}))
@@ -103,6 +148,16 @@ def test_a_layout_keeps_its_promises(tensor, context, pipeline, expert, nodes, b
 
 
 RULES = [
+    (
+        {"parallelism": {"tensor": 4, "data": 6, "sharding_group": 4}, "global_batch": 24},
+        "job.parallelism.sharding_group",
+        "4 does not divide the 6 ranks that hold the same parameters: 2, 3, 6 would",
+    ),
+    (
+        {"model": EXPERTS, "parallelism": {"tensor": 4, "data": 4, "expert": 4, "sharding_group": 2}},
+        "job.parallelism.sharding_group",
+        "use all",
+    ),
     ({"parallelism": {"tensor": 3}}, "job.parallelism.tensor", "does not divide"),
     ({"parallelism": {"tensor": 32}}, "job.parallelism.tensor", "does not divide 16 heads: 4, 8, 16 would"),
     ({"model": {**DENSE, "kv_heads": 3}}, "job.model.kv_heads", "does not divide 16 heads: 1, 2, 4 would"),
@@ -277,7 +332,7 @@ def notes(tmp_path):
         ),
         ({"parallelism": "sequence: true"}, "`job.parallelism.sequence` had no effect"),
         ({"parallelism": "tensor: 8, sharding: optimizer"}, "`job.parallelism.sharding` had no effect"),
-        ({"other": "recompute: selective"}, "`job.recompute` had no effect: flash attention"),
+        ({"other": "recompute: selective"}, "`job.recompute` had no effect: fused attention"),
         ({"other": "collectives_algorithm: hierarchical"}, "`job.collectives_algorithm` had no effect"),
         (
             {"fabric": "{base: spectrum-x, paths_per_flow: 4}"},

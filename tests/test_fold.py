@@ -60,7 +60,7 @@ def random_scenario(seed):
     context = pick([1, 1, 1, 2])
     while tensor * pipeline * context > 8 * total:
         pipeline, context = max(1, pipeline // 2), 1
-    schedule = pick(["1f1b", "gpipe", "interleaved"]) if pipeline > 1 else "1f1b"
+    schedule = pick(["1f1b", "gpipe", "interleaved", "zero-bubble"]) if pipeline > 1 else "1f1b"
     chunks = pick([2]) if schedule == "interleaved" else 1
     most = 8 * total // (tensor * pipeline * context)
     data = draw.randint(1, most)
@@ -70,9 +70,18 @@ def random_scenario(seed):
     order = ["tensor", "context", "expert", "data", "pipeline"]
     if draw.random() < 0.3:
         draw.shuffle(order)
+    tied = draw.random() < 0.5
+    slots = pipeline * chunks
+    layers = None
+    if pipeline > 1 and draw.random() < 0.3:
+        # 8 layers in other shares; the ends may go without.
+        cuts = sorted(draw.sample(range(1, 8), slots - 1))
+        if slots > 2 and draw.random() < 0.5:
+            cuts[0], cuts[-1] = 0, 8
+        layers = tuple(b - a for a, b in zip([0, *cuts], [*cuts, 8], strict=True))
     micro = pipeline * draw.randint(1, 2) if schedule == "interleaved" else draw.randint(1, 4)
     job = {
-        "model": EXPERTS if moe else DENSE,
+        "model": {**(EXPERTS if moe else DENSE), "tied": tied},
         "software": {
             "base": "megatron-2024",
             "overlap": {"compute": pick([0.0, 0.35]), "transfer": pick([0.0, 0.35])},
@@ -88,6 +97,7 @@ def random_scenario(seed):
             "pipeline": pipeline,
             "virtual_pipeline": chunks,
             "schedule": schedule,
+            "stage_layers": layers,
             "expert": expert,
             "data": data,
             "sharding": pick(["none", "optimizer", "gradients", "parameters"]),
@@ -102,12 +112,23 @@ def random_scenario(seed):
         },
         "collectives_algorithm": pick(["auto", "auto", "ring", "tree", "nvls", "pat", "hierarchical"]),
     }
+    add_states(job, data * context, random.Random(f"states {seed}"))
     return Scenario(
         name=f"random-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric, "degraded": degraded}),
         job=JobSpec.model_validate(job),
         run=RunSpec(),
     )
+
+
+def add_states(job, holders, draw):
+    """Draws how states are sharded among the ranks that hold the same parameters, and how they get there."""
+    if job["parallelism"]["expert"] == 1 and draw.random() < 0.4:
+        job["parallelism"]["sharding_group"] = draw.choice([n for n in range(1, holders + 1) if holders % n == 0])
+    job["parallelism"]["reshard"] = draw.random() < 0.7
+    job["overlap"]["parameters"] = draw.random() < 0.6
+    job["software"]["prefetch"] = draw.choice([0, 1, 1, 2])
+    job["software"]["parameter_gather"] = draw.choice(["all-gather", "all-gather", "broadcasts"])
 
 
 def played(setup_, partition):
@@ -156,6 +177,10 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(any(r > 1 for r in s.cluster.fabric.oversubscription) for s in found) > 80
     assert sum(s.job.parallelism.expert > 1 for s in found) > 15
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
+    assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
+    assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
+    assert sum(s.job.model.tied and s.job.parallelism.pipeline > 1 for s in found) > 50
+    assert sum(0 in (s.job.parallelism.stage_layers or ()) for s in found) > 1
 
 
 @pytest.mark.parametrize("ratio", ["[1, 1]", "[2, 2]"])

@@ -52,6 +52,16 @@ def test_packed_jobs_on_pods_of_their_own_do_not_meet(write):
     assert [job.slowdown for job in result.jobs] == pytest.approx([1.0, 1.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("extra", ["", "run: {fold: bundles}"])
+def test_a_job_that_meets_nobody_plays_each_step_alike(write, monkeypatch, extra):
+    """One step stands for all: the same as three and more, played."""
+    scenario = load_scenario(write(extra=extra))
+    once = simulate_jobs(scenario)
+    monkeypatch.setattr("colossim.jobs._meeting", lambda _: {0, 1})
+    again = simulate_jobs(scenario)
+    assert [job.together_s for job in once.jobs] == pytest.approx([job.together_s for job in again.jobs], rel=1e-13)
+
+
 def test_scattered_jobs_meet_on_a_narrow_fabric(write):
     result = simulate_jobs(load_scenario(write(placements=("scattered", "scattered"), ratios="[8, 1]")))
     assert max(job.slowdown for job in result.jobs) > 1.001
@@ -94,7 +104,10 @@ def test_two_like_jobs_lose_alike(write):
 def test_hashed_routing_of_two_jobs(write):
     path = write(placements=("scattered", "scattered"), ratios="[1, 1]")
     result = simulate_jobs(load_scenario(path, set=["cluster.fabric.routing=ecmp"]))
-    assert all(job.slowdown > 1 - 1e-3 for job in result.jobs)
+    first, second = result.jobs
+    assert first.slowdown > 1 - 1e-3
+    # Alone its flows draw other paths than behind the first job's: it may have drawn worse ones.
+    assert second.slowdown > 0.9
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from colossim.errors import ScenarioError
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.workload import transformer
-from colossim.workload.memory import fits, layer_activations, memory_by_stage, stage_memory, suggestions
+from colossim.workload.memory import (
+    fits,
+    layer_activations,
+    memory_by_stage,
+    stage_memory,
+    suggestions,
+    weight_gradient_inputs,
+)
 
 
 def job_of(name, *changes, case=None, **model):
@@ -20,7 +27,7 @@ def job_of(name, *changes, case=None, **model):
 
 
 def local_of(plan, job, stage):
-    return transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+    return transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
 
 
 # -- activations of a layer ------------------------------------------------------------------------------------------
@@ -108,15 +115,46 @@ def test_key_value_heads_that_are_repeated_are_kept_by_each_rank():
     ],
 )
 def test_activations_in_flight(schedule, chunks, passes):
-    """So many passes of L/(p v) layers; the last stage holds 4 + 2 bytes a logit of T V/t beside."""
+    """So many passes of L/(p v) layers; the last stage holds 4 + 2 bytes a logit of T V/t beside, from the last chunk's F to
+    its B: once, but for every micro-batch of gpipe."""
     changes = (f"job.parallelism.schedule={schedule}", f"job.parallelism.virtual_pipeline={chunks}")
     plan, job = job_of("two-pods", *changes)
     p, m = plan.pipeline, plan.micro_batches
     one = layer_activations(plan, job, False) * job.model.layers / (p * chunks)
     for memory in memory_by_stage(plan, job):
         logits = 6 * plan.tokens * job.model.vocabulary / plan.tensor if memory.stage == p - 1 else 0
+        logits *= m if schedule == "gpipe" else 1
         expected = passes(memory.stage, p, m, chunks) * one + logits
         assert memory.activations == pytest.approx(expected)
+
+
+def test_weight_gradients_keep_what_they_are_made_of():
+    """Qi et al. 2023, table 1: 32 s b h a layer of GPT, of which 2 h + 2 h were gathered and are whole on each rank."""
+    plan, job = job_of("korthikanti-2022", case="175B-selective")
+    kept = weight_gradient_inputs(plan, job, False)
+    assert kept == pytest.approx(plan.tokens * job.model.hidden * (28 / plan.tensor + 4))
+    alone, job = job_of("two-pods", "job.model=megatron-175b", "job.parallelism.tensor=1", "job.sequence_length=2048",
+                        "job.parallelism.sequence=false")  # fmt: skip
+    assert weight_gradient_inputs(alone, job, False) == pytest.approx(32 * alone.tokens * job.model.hidden)
+
+
+def test_zero_bubble_holds_p_micro_batches_on_every_stage():
+    """Stage i: p - i micro-batches between F and B and i between B and W, or one more of these behind a B; never less than
+    under 1f1b."""
+    plain = ("job.parallelism.virtual_pipeline=1", "job.parallelism.schedule=1f1b")
+    apart = ("job.parallelism.virtual_pipeline=1", "job.parallelism.schedule=zero-bubble")
+    plan, job = job_of("two-pods", *apart)
+    p, layers = plan.pipeline, job.model.layers // plan.pipeline
+    kept = layers * layer_activations(plan, job, False)
+    late = layers * weight_gradient_inputs(plan, job, False)
+    logits = plan.tokens * job.model.vocabulary / plan.tensor
+    before = [memory.activations for memory in memory_by_stage(*job_of("two-pods", *plain))]
+    for i, memory in enumerate(memory_by_stage(plan, job)):
+        last = i == p - 1
+        own, pending = kept + 6 * logits * last, late + 2 * logits * last
+        expected = max((p - i) * own + i * pending, (p - i - 1) * own + (i + 1) * pending)
+        assert memory.activations == pytest.approx(expected)
+        assert memory.activations >= before[i]
 
 
 def test_full_recompute_holds_inputs_and_one_layer():
@@ -211,6 +249,38 @@ def test_the_ends_live_on_the_first_and_last_stage():
     end = job.model.vocabulary * job.model.hidden / 2
     assert first - middle == pytest.approx(each * end)
     assert last - middle == pytest.approx(each * (end + job.model.hidden))
+
+
+def test_full_recompute_of_some_layers():
+    """The first 3 of a stage's 8 layers keep 2 T h/t, the others everything, and one of the three is there once more in B."""
+    changes = ("job.recompute=full", "job.recompute_layers=3", "job.parallelism.schedule=1f1b")
+    plan, job = job_of("two-pods", *changes, "job.parallelism.virtual_pipeline=1")
+    whole = layer_activations(plan, job.model_copy(update={"recompute": "none"}), False)
+    kept = 3 * 2 * plan.tokens * job.model.hidden / plan.tensor + 5 * whole
+    for i in range(plan.pipeline - 1):
+        assert stage_memory(plan, job, i).activations == pytest.approx((plan.pipeline - i) * kept + whole)
+    none, every = (
+        memory_by_stage(*job_of("two-pods", "job.recompute=full", f"job.recompute_layers={n}")) for n in (0, 99)
+    )
+    assert none == memory_by_stage(*job_of("two-pods", "job.recompute=none"))
+    assert every == memory_by_stage(*job_of("two-pods", "job.recompute=full"))
+
+
+def test_uneven_stages_hold_what_they_have():
+    """1f1b, stage i: min(p - i, m) micro-batches of its own layers, none of them on ends without layers, and the logits."""
+    one_chunk = ("job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")
+    for layers in ((0, 16, 16, 0), (5, 9, 9, 9)):
+        for sharding in LEVELS:
+            changes = (
+                f"job.parallelism.stage_layers={list(layers)}",
+                f"job.parallelism.sharding={sharding}",
+                *one_chunk,
+            )
+            plan, job = job_of("two-pods", *changes)
+            one = layer_activations(plan, job, False)
+            for i, memory in enumerate(memory_by_stage(plan, job)):
+                logits = 6 * plan.tokens * job.model.vocabulary / plan.tensor if i == 3 else 0
+                assert memory.activations == pytest.approx((4 - i) * layers[i] * one + logits)
 
 
 # -- what fits -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from colossim.engine.chunked import pipeline_rows, play_collective
 from colossim.engine.record import CATEGORIES, LABEL, LinkUse, Timeline
 from colossim.plot.canvas import STYLE
 from colossim.plot.throughput import _MOST_LINKS, _POINTS, binned
-from colossim.plot.timeline import _COLUMNS, _SHADES, _passes, blurred, raster
+from colossim.plot.timeline import _COLUMNS, _SHADES, _turns, blurred, raster
 from colossim.scenario.schema import ClusterSpec
 from colossim.units import format_time
 
@@ -131,10 +131,10 @@ def test_shares_of_a_column_add_up(result, columns):
         assert shares.min() >= -1e-12
         seconds = dict(zip(CATEGORIES, line.seconds(), strict=True))
         spent = shares.mean(axis=0) * record.step_time
-        assert spent[0] + spent[1] == pytest.approx(seconds["compute"])
-        assert spent[2] == pytest.approx(seconds["optimizer"] + seconds["other"])
-        assert spent[3] == pytest.approx(sum(s for name, s in seconds.items() if name.endswith("_comm")))
-        assert spent[4] == pytest.approx(seconds["pipeline_bubble"] + seconds["straggler"])
+        assert spent[0] + spent[1] + spent[2] == pytest.approx(seconds["compute"])
+        assert spent[3] == pytest.approx(seconds["optimizer"] + seconds["other"])
+        assert spent[4] == pytest.approx(sum(s for name, s in seconds.items() if name.endswith("_comm")))
+        assert spent[5] == pytest.approx(seconds["pipeline_bubble"] + seconds["straggler"])
 
 
 def test_backward_takes_longer_than_forward(result):
@@ -156,8 +156,15 @@ def test_the_picture_is_the_mix_of_what_a_stage_does(result):
     assert ax.get_ylabel() == "pipeline stage"
 
 
-def test_the_legend_names_all_shades_beside_the_data(result):
-    ax = plot.timeline(result)
+@pytest.fixture(scope="module")
+def parted():
+    """Weights' gradients as passes of their own."""
+    schedule = ["job.parallelism.schedule=zero-bubble", "job.parallelism.virtual_pipeline=1"]
+    return colossim.simulate(colossim.load_scenario("two-pods", set=schedule))
+
+
+def test_the_legend_names_all_shades_beside_the_data(parted):
+    ax = plot.timeline(parted)
     figure = ax.get_figure()
     figure.canvas.draw()
     legend = ax.get_legend()
@@ -166,6 +173,16 @@ def test_the_legend_names_all_shades_beside_the_data(result):
     area, data = legend.get_window_extent(), ax.get_window_extent()
     assert area.x0 >= data.x1
     assert area.x1 <= figure.bbox.x1 + 1
+
+
+def test_weight_gradients_have_a_shade_where_they_have_passes(result, parted):
+    """A third of the backward pass at least, and nothing where B makes them."""
+    assert "weight gradients" not in [text.get_text() for text in plot.timeline(result).get_legend().get_texts()]
+    for line in result.record.timelines:
+        assert np.all(raster(line, result.record.step_time, 10)[:, 2] == 0)
+    for line in parted.record.timelines:
+        _, inputs, weights = raster(line, parted.record.step_time, 10).mean(axis=0)[:3]
+        assert inputs / 2 < weights < inputs
 
 
 def test_node_types_of_a_mixed_job_are_rows_of_their_own(mixed):
@@ -378,8 +395,8 @@ def test_passes_too_short_to_see_are_a_mean_without_waves():
         0, "hgx-h100", 1, 0, bounds[:-1], bounds[1:], zeros, np.tile([0, 1], passes // 2), np.arange(passes) // 2, zeros
     )
     sharp = raster(line, 1.0, 1000)
-    smooth = blurred(sharp, _passes(line))
-    assert _passes(line) == passes
+    smooth = blurred(sharp, _turns(line))
+    assert _turns(line) == passes // 2
     assert sharp[:, 0].std() > 0.1
     assert smooth[10:-10, 0].std() < 0.02
     assert smooth[10:-10, 0].mean() == pytest.approx(1 / 3, rel=0.01)
@@ -389,7 +406,7 @@ def test_passes_too_short_to_see_are_a_mean_without_waves():
 def test_passes_long_enough_to_see_stay_sharp(result):
     line = result.record.timelines[0]
     sharp = raster(line, result.record.step_time, 1000)
-    assert blurred(sharp, _passes(line)) is sharp
+    assert blurred(sharp, _turns(line)) is sharp
 
 
 def test_a_stage_shows_its_class_that_computes_longest(result):

@@ -13,7 +13,7 @@ import pytest
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.workload import transformer
-from colossim.workload.build import build_programs
+from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, Wait, merged
 
@@ -33,7 +33,7 @@ def collectives(ops, channel):
 
 
 def ops_of(program):
-    return [op for p in program.passes for op in p.body] + list(program.epilogue)
+    return [op for ops in program.bodies for op in ops]
 
 
 def body(program, kind, micro_batch, chunk=0):
@@ -81,7 +81,8 @@ def test_a_stack_that_sends_whole_boundaries_gathers_none():
 
 def test_the_ends_of_the_model_meet_their_tensor_group():
     """The embedding scatters its sums and its gradient is gathered; the head gathers its input, scatters its gradient, and
-    gathers the input again for its weight gradient, as every product with sequence parallelism does."""
+    gathers the input again for its weight gradient, as every product with sequence parallelism does. The loss of a shared
+    vocabulary takes three small sums."""
     plan, job, found = programs("two-pods", *ONE_CHUNK)
 
     def ends(stage, kind):
@@ -90,7 +91,7 @@ def test_the_ends_of_the_model_meet_their_tensor_group():
 
     assert ends(0, "F") == {"reduce_scatter": 1}
     assert ends(0, "B") == {"all_gather": 1}
-    assert ends(plan.pipeline - 1, "F") == {"all_gather": 1}
+    assert ends(plan.pipeline - 1, "F") == {"all_gather": 1, "all_reduce": 3}
     assert ends(plan.pipeline - 1, "B") == {"reduce_scatter": 1, "all_gather": 1}
     assert job.parallelism.sequence
 
@@ -145,7 +146,7 @@ def test_experts_that_are_not_split_send_nothing():
         ops = ops_of(program)
         assert not collectives(ops, "expert")
         assert not collectives(ops, "expert_data")
-        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, program.stage, plan.tensor, 1)
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, program.stage, plan.tensor, 1)
         reduced = sum(c.size for c in collectives(ops, "data") if c.operation == "reduce_scatter")
         assert reduced == pytest.approx((local.dense + local.experts) * job.software.reduce_bytes)
 
@@ -192,7 +193,7 @@ def test_gradients_reduced_in_a_step(name, sharding, overlap):
     times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
     for stage in {0, 1, plan.pipeline - 1}:
         ops = ops_of(found[stage])
-        local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
         for channel, parameters in (("data", local.dense), ("expert_data", local.experts)):
             reduced = [c for c in collectives(ops, channel) if c.operation != "all_gather"]
             assert {c.operation for c in reduced} <= {LEVELS[sharding]}
@@ -215,7 +216,7 @@ def test_two_replicas_are_a_group_and_one_rank_with_its_experts_is_none(sharding
         assert (plan.replica_group, plan.expert_group) == (2, 2 // expert)
         times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
         for stage in (0, 1, plan.pipeline - 1):
-            local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+            local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
             ops = ops_of(found[stage])
             assert not collectives(ops, "expert_data")
             reduced = [c for c in collectives(ops, "data") if c.operation != "all_gather"]
@@ -231,7 +232,7 @@ def test_parameters_gathered_in_a_step(name, sharding):
     backward of every micro-batch."""
     plan, job, found = programs(name, f"job.parallelism.sharding={sharding}")
     times = {"none": 0, "optimizer": 1, "gradients": 1, "parameters": 2 * plan.micro_batches}[sharding]
-    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, plan.expert)
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, plan.expert)
     for channel, parameters in (("data", local.dense), ("expert_data", local.experts)):
         gathered = sum(c.size for c in collectives(ops_of(found[1]), channel) if c.operation == "all_gather")
         assert gathered == pytest.approx(times * 2 * parameters)
@@ -253,11 +254,80 @@ def test_embedding_and_head_are_gathered_like_the_rest(name, sharding):
         assert gathered - middle >= times * 2 * own * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("name", ["two-pods", "colossus-100k"])
+def test_what_an_optimizer_has_updated_is_gathered_beside_the_next_forward_pass(name):
+    """The same bytes as after the optimizer, all asked for at the step's beginning in the order of chunks, each waited for
+    once: in the first micro-batch's forward pass of the chunk that needs it, before the first kernel of its first layer."""
+    plan, _, found = programs(name)
+    _, _, exposed = programs(name, "job.overlap.parameters=false")
+    for program, other in zip(found, exposed, strict=True):
+        posts = list(program.prologue)
+        assert all(isinstance(op, Post) and op.collective.operation == "all_gather" for op in posts)
+        at_end = sum(c.size for c in other.epilogue if isinstance(c, Collective) and c.operation == "all_gather")
+        assert sum(op.collective.size for op in posts) == pytest.approx(at_end)
+        assert not other.prologue
+        waits = [
+            (p.micro_batch, p.chunk, op.tag)
+            for p in program.passes if p.kind == "F"
+            for op in p.body if isinstance(op, Wait)
+        ]  # fmt: skip
+        assert [tag for _, _, tag in waits] == [op.tag for op in posts]
+        assert [chunk for _, chunk, _ in waits] == sorted(chunk for _, chunk, _ in waits)
+        assert {micro_batch for micro_batch, _, _ in waits} == {0}
+        assert {chunk for _, chunk, _ in waits} == set(range(plan.chunks))
+
+
+@pytest.mark.parametrize("group", [1, 4, 16])
+def test_hybrid_sharding_scatters_near_and_reduces_far(group):
+    """16 replicas in shards of z: a reduce-scatter of S over z neighbours, then an all-reduce of S/z over 16/z, each once a
+    bucket and one after the other; gathers over z alone. z = 16 is plain sharding; with z = 1 nothing is scattered."""
+    plan, job, found = programs(
+        "two-pods", "job.parallelism.sharding=optimizer", f"job.parallelism.sharding_group={group}"
+    )
+    assert plan.replica_group == 16
+    whole = group == 16
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
+    ops = ops_of(found[1])
+    near = collectives(ops, "data" if whole else "data_shards")
+    far = collectives(ops, "data_replicas")
+    size = local * job.software.reduce_bytes
+    sums = {kind: sum(c.size for c in near if c.operation == kind) for kind in ("reduce_scatter", "all_gather")}
+    assert sums == pytest.approx(
+        {"reduce_scatter": size if group > 1 else 0.0, "all_gather": 2 * local if group > 1 else 0.0}
+    )
+    assert {c.operation for c in far} == (set() if whole else {"all_reduce"})
+    assert sum(c.size for c in far) == pytest.approx(0.0 if whole else size / group)
+    posts = [op for op in ops if isinstance(op, Post) and op.collective.channel == "data_replicas"]
+    scatters = {op.tag for op in ops if isinstance(op, Post) and op.collective.operation == "reduce_scatter"}
+    assert all((op.after in scatters) == (group > 1) for op in posts)
+
+
+def test_parameters_get_round_by_broadcasts_where_the_stack_has_no_all_gather():
+    """A broadcast of 1/z of the bytes from each of z ranks."""
+    stack = "job.software={base: megatron-2024, parameter_gather: broadcasts}"
+    plan, job, found = programs("two-pods", stack, "job.overlap.parameters=false")
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
+    sent = [op for op in found[1].epilogue if isinstance(op, Collective) and op.operation == "broadcast"]
+    assert len(sent) == plan.replica_group
+    assert {op.size for op in sent} == {2 * local / plan.replica_group}
+
+
+def test_shards_that_are_not_freed_are_gathered_once():
+    """reshard: false keeps a micro-batch's parameters for its backward pass."""
+    for reshard, times in (("true", 2), ("false", 1)):
+        plan, job, found = programs(
+            "two-pods", "job.parallelism.sharding=parameters", f"job.parallelism.reshard={reshard}"
+        )
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
+        gathered = sum(c.size for c in collectives(ops_of(found[1]), "data") if c.operation == "all_gather")
+        assert gathered == pytest.approx(times * plan.micro_batches * 2 * local)
+
+
 @pytest.mark.parametrize("bucket", ["20 MB", "200 MB", "4 GB"])
 @pytest.mark.parametrize("name", SPLIT)
 def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
-    """In the last micro-batch's backward passes: a bucket holds its size at least (but the last of a channel), less than a
-    layer more, and never more than what the layers and the head behind it have put in."""
+    """In the last micro-batch's backward passes: a bucket holds its size at least (but the last of a channel and chunk), less
+    than a layer more, and never more than what the layers and the head behind it have put in."""
     plan, job, found = programs(name, f"job.bucket={bucket}")
     size = {"20 MB": 20e6, "200 MB": 200e6, "4 GB": 4e9}[bucket]
     width = job.software.reduce_bytes
@@ -268,6 +338,7 @@ def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
         )
         ready = {"data": head, "expert_data": 0.0}
         sizes: dict[str, list[float]] = {"data": [], "expert_data": []}
+        lasts: dict[str, list[float]] = {"data": [], "expert_data": []}
         layers_done = 0
         for p in found[stage].passes:
             if p.kind == "F" or p.micro_batch < plan.micro_batches - 1:
@@ -284,19 +355,25 @@ def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
                     limit = ready[op.collective.channel] + behind * share
                     assert sum(sizes[op.collective.channel]) <= limit * width * (1 + 1e-12)
             layers_done += products
+            for channel in lasts:
+                lasts[channel] += sizes[channel][-1:]
         for channel, each in (("data", local.dense), ("expert_data", local.experts)):
-            assert all(s >= size * (1 - 1e-9) for s in sizes[channel][:-1])
+            assert sum(s < size * (1 - 1e-9) for s in sizes[channel]) <= len(lasts[channel])
+            assert all(s >= size * (1 - 1e-9) or s in lasts[channel] for s in sizes[channel])
             assert all(s <= size + (each + ready[channel]) * width for s in sizes[channel])
 
 
 def test_the_default_bucket_grows_with_the_group():
     """megatron-2024: 40M parameters, or 1M a rank: 1,536 ranks of dense parameters and 192 of experts fill 1,536M and 192M."""
-    plan, job, found = programs("colossus-100k")
+    plan, job, found = programs("colossus-100k", *ONE_CHUNK)
     stack = job.software
     assert (stack.bucket_parameters, stack.bucket_parameters_per_rank) == (40e6, 1e6)
     for channel, group in (("data", plan.replica_group), ("expert_data", plan.expert_group)):
-        sizes = [c.size for c in collectives(ops_of(found[1]), channel) if c.operation == "reduce_scatter"]
-        assert all(s >= max(40e6, 1e6 * group) * stack.reduce_bytes for s in sizes[:-1])
+        for chunk in range(plan.chunks):
+            ops = body(found[1], "B", plan.micro_batches - 1, chunk)
+            sizes = [c.size for c in collectives(ops, channel) if c.operation == "reduce_scatter"]
+            assert len(sizes) == {"data": 1, "expert_data": 3}[channel]
+            assert all(s >= max(40e6, 1e6 * group) * stack.reduce_bytes for s in sizes[:-1])
 
 
 def test_zero_3_asks_one_layer_ahead():
@@ -321,7 +398,7 @@ def test_zero_3_gathers_dense_layers_and_layers_with_experts_for_what_they_are()
     changes = ("job.parallelism.sharding=parameters", "job.model.dense_layers=9", "job.model.ffn=4096")
     plan, job, found = programs("colossus-100k", *changes)
     for chunk in range(plan.chunks):
-        (index,) = transformer.chunk_layers(job.model, plan.pipeline, plan.chunks, 0, chunk)
+        (index,) = transformer.chunk_layers(plan.pipeline, plan.layers, 0, chunk)
         local = transformer.local_layer(job.model, index, plan.tensor, plan.expert)
         assert (local.experts > 0) == (index >= 9)
         ends = transformer.local_ends(job.model, plan.tensor, first=index == 0, last=False, pipeline=plan.pipeline)
@@ -341,7 +418,7 @@ def test_optimizer_traffic(sharding, software, gradient):
     """26 + 2 x gradient bytes a local parameter, over its shards: D c of dense parameters, D c/e of experts."""
     changes = (f"job.parallelism.sharding={sharding}", f"job.software={software}")
     plan, job, found = programs("grok2-15k", *changes)
-    local = transformer.stage_parameters(job.model, plan.pipeline, plan.chunks, 1, plan.tensor, plan.expert)
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, plan.expert)
     dense, experts = (1, 1) if sharding == "none" else (plan.replica_group, plan.expert_group)
     steps = [op for op in found[1].epilogue if isinstance(op, Compute)]
     assert [op.category for op in steps] == ["optimizer"]
@@ -351,16 +428,89 @@ def test_optimizer_traffic(sharding, software, gradient):
 
 
 def test_a_step_ends_gradients_then_optimizer_then_parameters():
-    _, _, found = programs("colossus-100k")
+    plan, _, found = programs("colossus-100k", "job.overlap.parameters=false")
     for program in found:
-        kinds = "".join(type(op).__name__[0] + type(op).__name__[1] for op in program.epilogue)
-        assert kinds == "Wa" * kinds.count("Wa") + "Co" * 3
-        assert [type(op) for op in program.epilogue[-3:]] == [Compute, Collective, Collective]
+        # Grok-1's embedding is tied: its two copies meet once their own replicas have.
+        tied = [Collective] * (program.stage in (0, plan.pipeline - 1))
+        waits = [Wait] * (len(program.epilogue) - len(tied) - 3)
+        assert [type(op) for op in program.epilogue] == [*waits, *tied, Compute, Collective, Collective]
     _, _, without = programs("colossus-100k", "job.optimizer=false")
     assert not any(isinstance(op, Compute) for p in without for op in p.epilogue)
 
 
+ZERO_BUBBLE = ("job.parallelism.schedule=zero-bubble", "job.parallelism.virtual_pipeline=1")
+
+
+def together(ops):
+    """How often each kernel and each other operation comes, in whatever order."""
+    kernels = [kernel for op in ops if isinstance(op, Compute) for kernel in op.kernels]
+    return Counter(kernels), Counter(op for op in ops if not isinstance(op, Compute))
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("name", ["two-pods", "grok2-15k"])
+def test_zero_bubble_parts_the_backward_pass(name, recompute):
+    """B and W do together what the backward pass does. W holds the products that accumulate and gathers their inputs again;
+    nothing that another stage waits for. The host takes as long for both as for one."""
+    changes = (f"job.recompute={recompute}", "job.parallelism.sharding=none")
+    plan, job, whole = programs(name, *changes, *ONE_CHUNK)
+    _, _, parted = programs(name, *changes, *ZERO_BUBBLE)
+    for one, two in zip(whole, parted, strict=True):
+        b, w = body(two, "B", 0), body(two, "W", 0)
+        assert together(body(one, "B", 0)) == together([*b, *w])
+        assert body(one, "F", 0) == body(two, "F", 0)
+        kernels = {True: [], False: []}
+        for late, ops in ((True, w), (False, b)):
+            kernels[late] = [k for op in ops if isinstance(op, Compute) for k in op.kernels]
+        assert all(isinstance(k, Gemm) and k.accumulate for k in kernels[True])
+        assert not any(isinstance(k, Gemm) and k.accumulate for k in kernels[False])
+        assert all(op.channel == "tensor" and op.operation == "all_gather" for op in w if not isinstance(op, Compute))
+        hosts = [{p.kind: p.host for p in program.passes} for program in (one, two)]
+        assert hosts[1]["B"] + hosts[1]["W"] == pytest.approx(hosts[0]["B"])
+        assert 0 < hosts[1]["W"] < hosts[1]["B"]
+    assert job.parallelism.tensor > 1
+    assert plan.pipeline > 1
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_zero_bubble_releases_gradients_behind_w(sharding):
+    """B posts nothing of gradients; the W passes post what the backward passes would, each bucket behind its last layer."""
+    changes = (f"job.parallelism.sharding={sharding}", "job.bucket=200 MB")
+    plan, _, whole = programs("two-pods", *changes, *ONE_CHUNK)
+    _, _, parted = programs("two-pods", *changes, *ZERO_BUBBLE)
+    last = plan.micro_batches - 1
+
+    def posted(program, kind):
+        return [op for op in body(program, kind, last) if isinstance(op, Post) and "gradients" in op.tag]
+
+    for one, two in zip(whole, parted, strict=True):
+        assert posted(two, "B") == []
+        assert posted(two, "W") == posted(one, "B") != []
+        assert [op for op in body(two, "W", 0) if isinstance(op, Wait)] == []
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+def test_copies_of_a_tied_embedding_are_added_once_a_step(sharding):
+    """V h/t gradients of 4 bytes on the first and the last stage, a shard of them if gradients are sharded; of a model of one
+    stage, or with a head of its own, nothing."""
+    changes = (f"job.parallelism.sharding={sharding}", "job.model=grok-1", "job.parallelism.expert=1")
+    plan, job, found = programs("colossus-100k", *changes)
+    shards = plan.replica_group if sharding in ("gradients", "parameters") else 1
+    size = 4 * job.model.vocabulary * job.model.hidden / plan.tensor / shards
+    for stage, program in enumerate(found):
+        ends = stage in (0, plan.pipeline - 1)
+        assert collectives(ops_of(program), "embedding") == [Collective("embedding", "all_reduce", size)] * ends
+        assert collectives(program.epilogue, "embedding") == collectives(ops_of(program), "embedding")
+    one = ("job.parallelism.pipeline=1", *ONE_CHUNK, "job.parallelism.data=16")
+    for others in (("job.model.tied=false",), one):
+        _, _, found = programs("two-pods", "job.model.tied=true", *others)
+        assert not any(collectives(ops_of(program), "embedding") for program in found)
+
+
 VARIANTS = [
+    ("two-pods", ("job.parallelism.sharding=parameters", "job.parallelism.stage_layers=[0, 16, 16, 0]", *ONE_CHUNK)),
+    ("two-pods", ("job.parallelism.sharding=parameters", *ZERO_BUBBLE)),
+    ("two-pods", ("job.parallelism.sharding=gradients", "job.overlap.data=false", *ZERO_BUBBLE)),
     ("two-pods", ()),
     ("two-pods", ("job.parallelism.sharding=parameters", "job.parallelism.context=2", "job.parallelism.data=8")),
     ("two-pods", ("job.parallelism.sharding=gradients", *ONE_CHUNK)),
@@ -373,13 +523,12 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
 def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
-    """A Wait has a Post before it, every tag is waited for after its last post, and a collective that isn't a gradient's is
-    waited for in its own pass, before its tag is posted again."""
+    """A Wait has a Post before it, every tag is waited for after its last post, and a collective that is no gradient's and not
+    of the prologue is waited for in its own pass, before its tag is posted again."""
     _, _, found = programs(name, *changes)
     for program in found:
         posted, waited = set(), set()
-        bodies = [*(p.body for p in program.passes), program.epilogue]
-        for ops in bodies:
+        for ops in program.bodies:
             inside = set()
             for op in ops:
                 if isinstance(op, Post):
@@ -391,14 +540,15 @@ def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
                     assert op.tag in posted
                     inside.discard(op.tag)
                     waited.add(op.tag)
-            assert all("gradients" in tag for tag in inside)
+            assert all("gradients" in tag or ops is program.prologue for tag in inside)
         assert waited == posted
 
 
 # -- stage boundaries ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("blocking", ["true", "false"])
 @pytest.mark.parametrize(
-    ("schedule", "chunks"), [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8)]
+    ("schedule", "chunks"),
+    [("gpipe", 1), ("1f1b", 1), ("zero-bubble", 1), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8)],
 )
 def test_messages_pair_up(schedule, chunks, blocking):
     """Chunk c of stage i is slot i + p c of p v: it sends ahead to slot + 1 and back to slot - 1, the last stage to the first
@@ -441,17 +591,19 @@ def test_a_pass_sends_when_its_products_are_done(sharding):
 
 # -- bodies ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sharding", LEVELS)
-def test_micro_batches_share_bodies_but_for_the_release(sharding):
-    """All passes of a kind and chunk `is` the same body; the last micro-batch's backward differs where it releases once."""
+def test_micro_batches_share_bodies_but_for_gather_and_release(sharding):
+    """All passes of a kind and chunk `is` the same body; the last micro-batch's backward differs where it releases once, the
+    first one's forward where it waits for what the last step's optimizer has updated."""
     plan, _, found = programs("two-pods", f"job.parallelism.sharding={sharding}")
     last = plan.micro_batches - 1
     for program in found:
         for chunk in range(plan.chunks):
-            first = {kind: body(program, kind, 0, chunk) for kind in "FB"}
+            second = {kind: body(program, kind, 1, chunk) for kind in "FB"}
             for one in program.passes:
-                if one.chunk == chunk and (one.kind == "F" or one.micro_batch < last):
-                    assert one.body is first[one.kind]
-            assert (body(program, "B", last, chunk) is first["B"]) == (sharding in ("gradients", "parameters"))
+                if one.chunk == chunk and (one.kind == "F" or one.micro_batch < last) and one.micro_batch > 0:
+                    assert one.body is second[one.kind]
+            assert (body(program, "B", last, chunk) is second["B"]) == (sharding in ("gradients", "parameters"))
+            assert (body(program, "F", 0, chunk) is second["F"]) == (sharding in ("none", "parameters"))
 
 
 def test_the_largest_job_has_eight_bodies():
@@ -462,11 +614,45 @@ def test_the_largest_job_has_eight_bodies():
     assert len({id(one.body) for one in passes}) <= 8
 
 
+UNEVEN = [
+    ("stage_layers=[3, 9, 13, 7]", *ONE_CHUNK),
+    ("stage_layers=[0, 16, 16, 0]", *ONE_CHUNK),
+    ("stage_layers=[0, 16, 16, 0]", *ZERO_BUBBLE),
+    ("stage_layers=[0, 5, 5, 5, 5, 6, 6, 0]", "job.parallelism.virtual_pipeline=2"),
+]
+
+
+@pytest.mark.parametrize("sharding", LEVELS)
+@pytest.mark.parametrize("changes", UNEVEN)
+def test_uneven_stages_do_the_same_work(changes, sharding):
+    """However 32 layers fall on stages: the kernels and collectives of a replica's micro-batch are the same, and the same
+    parameters are reduced. A chunk without layers has the embedding or the head alone."""
+    layers, *rest = changes
+    plan, job, found = programs("two-pods", f"job.parallelism.{layers}", f"job.parallelism.sharding={sharding}", *rest)
+    _, _, even = programs("two-pods", f"job.parallelism.sharding={sharding}", *ONE_CHUNK)
+
+    def work(every):
+        kernels, others = together([op for p in every for one in p.passes if one.micro_batch == 0 for op in one.body])
+        tensor = {op: n for op, n in others.items() if isinstance(op, Collective) and op.channel == "tensor"}
+        return kernels, tensor
+
+    assert work(found) == work(even)
+    width = job.software.reduce_bytes
+    for stage, program in enumerate(found):
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
+        reduced = [c for c in collectives(ops_of(program), "data") if c.operation != "all_gather"]
+        times = plan.micro_batches if sharding in ("gradients", "parameters") else 1
+        assert sum(c.size for c in reduced) == pytest.approx(times * local.dense * width)
+    if plan.layers[-1] == 0:
+        flash = [k for op in body(found[-1], "F", 0, plan.chunks - 1) if isinstance(op, Compute) for k in op.kernels]
+        assert not any(isinstance(kernel, Flash) for kernel in flash)
+
+
 def test_equal_stages_share_bodies():
     """Middle stages of colossus-100k: the same F and the same B of every chunk, all of them."""
     plan, _, found = programs("colossus-100k")
     for kind in "FB":
-        middle = {id(body(found[s], kind, 0, c)) for s in range(1, plan.pipeline - 1) for c in range(plan.chunks)}
+        middle = {id(body(found[s], kind, 1, c)) for s in range(1, plan.pipeline - 1) for c in range(plan.chunks)}
         assert len(middle) == 1
 
 
@@ -511,6 +697,29 @@ def test_scores_of_unfused_attention_are_hardware_flops():
     assert any(isinstance(k, Scores) for op in body(found[0], "F", 0) if isinstance(op, Compute) for k in op.kernels)
     expected = transformer.model_flops_per_token(model, plan.sequence, causal=False) + core
     assert done == pytest.approx(plan.tokens * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_full_recompute_of_some_layers(chunks):
+    """Each chunk's first 3 layers are played again in B, no other, in the order of layers from the last on; the host launches
+    them as often, and HFU counts them."""
+    changes = ONE_CHUNK if chunks == 1 else (f"job.parallelism.virtual_pipeline={chunks}",)
+    plan, job, found = programs("two-pods", "job.recompute=full", "job.recompute_layers=3", *changes)
+    layers = job.model.layers // (plan.pipeline * chunks)
+    kernels = [
+        k for op in body(found[1], "B", 0) if isinstance(op, Compute) for k in op.kernels if isinstance(k, Flash)
+    ]
+    assert [k.backward for k in kernels] == [True] * (layers - 3) + [False, True] * 3
+    begins = {one.host for one in found[1].passes if one.kind == "B" and one.chunk == chunks - 1}
+    assert list(begins) == pytest.approx([0.3e-3 * (1.5 * (layers - 3) + 2.5 * 3) + 0.5e-3])
+    share = 3 * plan.pipeline * chunks / job.model.layers
+    again = recomputed_layers(plan, job)
+    assert len(again) == share * job.model.layers
+    flops = [
+        transformer.recomputed_flops_per_token(job.model, plan.sequence, "full", "flash", which)
+        for which in (again, None)
+    ]
+    assert flops[0] == pytest.approx(share * flops[1])
 
 
 # -- the host --------------------------------------------------------------------------------------------------------

@@ -148,7 +148,6 @@ BAD = [
     ),
     ("", "jitter: {kernel: 1.5 %}\n", "16:1", "jitter", "isn't available yet"),
     ("steps: 3", "duration: 54 d", "15:3", "run.duration", "isn't available yet"),
-    ("pipeline: 4", "schedule: zero-bubble", "13:15", "job.parallelism.schedule", "isn't available yet"),
     # rules between fields
     (
         "tensor: 2",
@@ -304,7 +303,6 @@ def test_rules_are_silent_beside_fields_that_they_read(write):
         ("=3", "--set `=3`: write it as path=value"),
         ("run.steps=[", "--set run.steps: is not YAML here"),
         ("run.seed=", "--set run.seed: has no value"),
-        ("job.parallelism.schedule=zero-bubble", "--set job.parallelism.schedule: `zero-bubble` isn't available yet"),
         ("spares=4", "--set spares: isn't available yet"),
         ("cluster.fabric.link=400", "--set cluster.fabric.link: `400` has no unit"),
     ],

@@ -13,12 +13,13 @@ from colossim.collective import Library, Timing
 from colossim.engine.record import CATEGORIES
 from colossim.engine.step import _step_function, play
 from colossim.footprint import Shape
+from colossim.legs import DIRECTION, Alone, Blocking, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
 from colossim.partition import Partition, refine
 from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
 from colossim.quotient import quotient as fold_by
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
-from colossim.segments import Alone, Blocking, Compiler, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
+from colossim.segments import Compiler
 from colossim.simulation import compile_setup, lay_out, play_step, prepare
 from colossim.workload.kernels import kernel_time
 from colossim.workload.program import Collective, Compute, Pass, Post, Send, StageProgram, Wait
@@ -52,8 +53,8 @@ def seconds(value, category=0):
     return Alone(Segment.of([Part(value, category)]))
 
 
-def pipeline(schedule, p, m, v, forward, backward, transfer=0.0, blocking=False):
-    """p stages: passes of forward(stage) and backward(stage) s, transfers of `transfer` s on links of their own."""
+def pipeline(schedule, p, m, v, forward, backward, transfer=0.0, blocking=False, weights=None):
+    """p stages: passes of forward(stage), backward(stage) and weights(stage) s, transfers of `transfer` s on own links."""
     wraps = v > 1
     pairs = [(i, (i + 1) % p) for i in range(p if wraps else p - 1)]
     ahead = [group(0, pair, [(i, 1.0)]) for i, pair in enumerate(pairs)]
@@ -72,11 +73,13 @@ def pipeline(schedule, p, m, v, forward, backward, transfer=0.0, blocking=False)
                 steps += [] if first else [Fetch(0)]
                 steps.append(seconds(forward(i)))
                 steps += [] if last else [Ship(0, send, blocking, int(i == p - 1))]
-            else:
+            elif kind == "B":
                 steps += [] if last else [Fetch(1)]
                 steps.append(seconds(backward(i)))
                 steps += [] if first else [Ship(1, send, blocking, -int(i == 0))]
-            stage.append(Leg(int(kind == "B"), j, c, tuple(steps)))
+            else:
+                steps.append(seconds(weights(i)))
+            stage.append(Leg(DIRECTION[kind], j, c, tuple(steps)))
         legs.append(tuple(stage))
     folded = quotient(ranks, ["forward", "backward"], [tuple(ahead), tuple(back)], [1.0] * (2 * len(pairs)))
     return play(folded, legs, ("toy",), (0.0, 0.0))
@@ -95,6 +98,21 @@ def test_makespan_of_interleaving(p, m, v):
     """m(F + B) + (p - 1)(F + B)/v, with F + B of a whole stage in v chunks."""
     record = pipeline("interleaved", p, m, v, lambda i: 1.0 / v, lambda i: 2.0 / v)
     assert record.step_time == pytest.approx(m * 3.0 + (p - 1) * 3.0 / v)
+
+
+@pytest.mark.parametrize(("b", "w"), [(1.0, 1.0), (1.5, 0.5), (1.0, 3.0), (4.0, 4.5)])
+@pytest.mark.parametrize(("p", "m"), [(1, 3), (4, 8), (4, 4), (5, 12)])
+def test_makespan_of_zero_bubble(p, m, b, w):
+    """m (F + B + W) + (p - 1) max(F, B, F + B - W), and its timelines show W apart from B."""
+    record = pipeline("zero-bubble", p, m, 1, lambda i: 1.0, lambda i: b, weights=lambda i: w)
+    assert record.step_time == pytest.approx(m * (1 + b + w) + (p - 1) * max(1, b, 1 + b - w))
+    for timeline in record.timelines:
+        computing = timeline.category == CATEGORIES.index("compute")
+        took = {
+            kind: float((timeline.end - timeline.start)[computing & (timeline.direction == way)].sum())
+            for kind, way in DIRECTION.items()
+        }
+        assert took == pytest.approx({"F": m, "B": m * b, "W": m * w})
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
@@ -220,6 +238,7 @@ def test_collectives_of_a_group_queue():
 SOME = [
     ("two-pods", []),
     ("two-pods", ["cluster.fabric.oversubscription=[4, 2]", "job.overlap.pipeline=false"]),
+    ("two-pods", ["job.parallelism.schedule=zero-bubble", "job.parallelism.virtual_pipeline=1"]),
     ("two-pods", ["job.parallelism.sharding=parameters", "job.parallelism.context=2", "job.recompute=full"]),
     ("two-pods", ["job.model=mixtral-8x22b", "job.parallelism.expert=8", "job.parallelism.tensor=4", "job.recompute=full"]),
     ("colossus-200k", ["cluster.nodes.0.count=48", "cluster.nodes.1.count=16", "job.global_batch=64"]),
@@ -241,7 +260,7 @@ def test_a_step_is_accounted_for(name, changes):
         assert np.sum(use.rate * np.diff(use.times)) == pytest.approx(use.bytes, rel=1e-6), use.name
 
 
-@pytest.mark.parametrize(("name", "changes"), SOME[:5])
+@pytest.mark.parametrize(("name", "changes"), SOME[:6])
 def test_segments_change_nothing_but_the_number_of_events(name, changes, monkeypatch):
     """The same job with every collective played on the network."""
     scenario = load_scenario(name, set=changes)
@@ -304,7 +323,7 @@ def test_hierarchical_rings_pay_less_latency():
 
 
 def test_segments_and_records_call_the_same_things_by_the_same_number():
-    from colossim.segments import CATEGORY
+    from colossim.legs import CATEGORY
 
     called = {name: CATEGORIES[index] for name, index in CATEGORY.items()}
     assert called == {
@@ -316,7 +335,8 @@ def test_segments_and_records_call_the_same_things_by_the_same_number():
             "bubble": "pipeline_bubble",
         },
         **{"tensor": "tensor_comm", "context": "context_comm", "expert": "expert_comm", "data": "data_comm"},
-        **{"expert_data": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm"},
+        **{"data_shards": "data_comm", "data_replicas": "data_comm", "expert_data": "data_comm"},
+        **{"embedding": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm"},
     }
 
 
@@ -402,6 +422,8 @@ class Plain:
                 rows[g][link] = rows[g].get(link, 0.0) + weight
             self.links.setdefault(channel.name, []).append(rows)
         self.flights, self.queues, self.bytes, self.now = {}, {}, np.zeros(laid.cluster.links), 0.0
+        #: (a flight, what arrives as soon as it is over)
+        self.followers = []
 
     def timing(self, name, g, operation, size):
         ways = self.channels[name]
@@ -433,7 +455,8 @@ class Plain:
         )
         program, tags, counts = self.laid.programs[stage], {}, {}
         gpu = self.laid.cluster.node_types[hardware].gpu
-        todo = [(op, (p.micro_batch, p.chunk)) for p in program.passes for op in p.body]
+        todo = [(op, None) for op in program.prologue]
+        todo += [(op, (p.micro_batch, p.chunk)) for p in program.passes for op in p.body]
         for op, key in todo + [(op, None) for op in program.epilogue]:
             if isinstance(op, Compute):
                 yield sum(kernel_time(kernel, gpu, job.precision) for kernel in op.kernels)
@@ -443,7 +466,11 @@ class Plain:
                 counts[call.channel] = counts.get(call.channel, 0) + 1
                 flight = self.flight(call.channel, int(channel.roles[0][r]), counts[call.channel])
                 blocks = isinstance(op, Collective)
-                self.arrive(flight, channel.size, call.operation, call.size, 1 - call.hidden if blocks else 1.0)
+                what = (flight, channel.size, call.operation, call.size, 1 - call.hidden if blocks else 1.0)
+                if not blocks and op.after and not tags[op.after].over:
+                    self.followers.append((tags[op.after], what))
+                else:
+                    self.arrive(*what)
                 if blocks:
                     yield flight
                 else:
@@ -475,6 +502,10 @@ class Plain:
                 for queue in self.queues.values():
                     while queue and queue[0].latency <= 0 and queue[0].left <= 0:
                         queue.pop(0).over = changed = True
+                following = [what for flight, what in self.followers if flight.over]
+                self.followers = [pair for pair in self.followers if not pair[0].over]
+                for what in following:
+                    self.arrive(*what)
                 for r in ranks:
                     while waits[r] is not None and (waits[r].over if isinstance(waits[r], Flight) else waits[r] <= 0):
                         waits[r], changed = next(lives[r], None), True
@@ -491,7 +522,7 @@ class Plain:
         beside = {}
         for flight in moving:
             channel, g, _ = flight.name
-            if channel in ("data", "expert_data", "context", "expert"):
+            if channel.startswith("data") or channel in ("expert_data", "context", "expert"):
                 for r in computing.intersection(self.channels[channel][0].members[g].tolist()):
                     beside.setdefault(r, []).append(flight)
         slowed = {id(flight) for flights in beside.values() for flight in flights}
@@ -550,7 +581,7 @@ def test_a_blocking_collective_queues_behind_those_of_its_own_group():
     call = Collective("data", "reduce_scatter", 80.0)
     body = (Post(call, "gradients"), call, Wait("gradients"))
     program = StageProgram(0, (Pass("B", 0, 0, body, 0.0),), (), 1.0)
-    compiler = Compiler(folded, Library((node,), 1.0, protocol="simple"), lambda op, hardware: 0.0, 0.0)
+    compiler = Compiler(folded, Library((node,), 1.0, protocol="simple"), lambda op, hardware: 0.0, (0.0, 0.0))
     record = play(folded, [compiler.compile(program, folded.ranks[0])], ("toy",), (0.0, 0.0))
     assert record.step_time == pytest.approx(2 * (0.5 + 3 + 6))
 

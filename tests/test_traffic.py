@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossim import patterns
-from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, build_cluster
+from colossim import patterns, trees
+from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, build_cluster
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec
@@ -96,6 +96,10 @@ def test_groups_by_coordinates(changes, name):
         assert {k: v for k, v in coordinates[a].items() if k != "pipeline"} == {
             k: v for k, v in coordinates[b].items() if k != "pipeline"
         }
+    for a, b in found["embedding"].tolist():
+        assert (stage[a], stage[b]) == (0, plan.pipeline - 1)
+        assert coordinates[a] | {"pipeline": 0} == coordinates[b] | {"pipeline": 0}
+    assert len(found["embedding"]) == plan.world // plan.pipeline
     assert found["backward"].tolist() == [[b, a] for a, b in found["forward"].tolist()]
 
 
@@ -383,6 +387,29 @@ def test_any_members_by_messages(name):
         if off or unknown:
             wrong.append((seed, members, sorted(off), unknown[:3]))
     assert not wrong, f"{len(wrong)} groups, first {wrong[0]}"
+
+
+def test_pat_compares_places_to_the_same_effect_as_it_looks_up_routes(monkeypatch):
+    """Groups of one GPU a node, on one rail or across: whatever can be compared is what the routes of each step say."""
+    compared = 0
+    for seed in range(200):
+        draw = random.Random(seed)
+        built = random_cluster(draw)
+        nodes = sorted(draw.sample(range(built.nodes), draw.randint(2, built.nodes))) if built.nodes > 1 else [0]
+        first, lanes = built.first_gpu[nodes], draw.randint(1, 4)
+        members = np.stack([first + lane for lane in range(lanes)])
+        if draw.random() < 0.2:
+            members[:, 0] += 1
+        compared += built.own_ways(members)
+        found = trees.pat(built, members)
+        with monkeypatch.context() as patch:
+            patch.setattr(Cluster, "own_ways", lambda *_: False)
+            expected = trees.pat(built, members)
+        for name in ("group", "link", "weight", "switches", "nic_weight", "crossings", "feeds", "usable"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), (seed, name)
+        for (*_, weights), (*_, others) in zip(found.own, expected.own, strict=True):
+            assert np.array_equal(weights, others), seed
+    assert 50 < compared < 200
 
 
 def test_an_all_to_all_over_two_racks():

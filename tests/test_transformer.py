@@ -163,10 +163,16 @@ def test_attention_of_llama_at_8k_is_8_or_4_percent_of_6n():
 # -- how it falls on stages ------------------------------------------------------------------------------------------
 def test_chunk_c_on_stage_i_is_slot_i_plus_p_c():
     """12 layers in 2 stages x 3 chunks: slots of 2 layers, stage 1 has slots 1, 3 and 5."""
-    model = toy(layers=12)
-    assert [list(transformer.chunk_layers(model, 2, 3, 1, c)) for c in range(3)] == [[2, 3], [6, 7], [10, 11]]
-    every = [i for s in range(2) for c in range(3) for i in transformer.chunk_layers(model, 2, 3, s, c)]
+    slots = (2,) * 6
+    assert [list(transformer.chunk_layers(2, slots, 1, c)) for c in range(3)] == [[2, 3], [6, 7], [10, 11]]
+    every = [i for s in range(2) for c in range(3) for i in transformer.chunk_layers(2, slots, s, c)]
     assert sorted(every) == list(range(12))
+
+
+def test_uneven_chunks_take_layers_in_the_order_of_the_model():
+    """0, 3, 1, 2 layers in 2 stages x 2 chunks: stage 0 has slots 0 and 2, which is layer 3 alone."""
+    found = [[list(transformer.chunk_layers(2, (0, 3, 1, 2), s, c)) for c in range(2)] for s in range(2)]
+    assert found == [[[], [3]], [[0, 1, 2], [4, 5]]]
 
 
 def test_ends_of_a_tied_and_of_an_untied_model():
@@ -193,12 +199,19 @@ def test_a_layer_on_one_rank():
 
 
 @pytest.mark.parametrize(
-    ("name", "p", "v", "t", "e"), [("grok-1", 8, 8, 4, 8), ("grok-2", 8, 2, 8, 4), ("llama3-70b", 4, 5, 8, 1)]
+    ("name", "p", "slots", "t", "e"),
+    [
+        ("grok-1", 8, (1,) * 64, 4, 8),
+        ("grok-2", 8, (4,) * 16, 8, 4),
+        ("llama3-70b", 4, (4,) * 20, 8, 1),
+        ("llama3-405b", 16, (7, *(8,) * 14, 7), 8, 1),
+        ("llama3-405b", 16, (0, *(1,) * 126, 0), 8, 1),
+    ],
 )
-def test_stages_hold_the_whole_model(name, p, v, t, e):
+def test_stages_hold_the_whole_model(name, p, slots, t, e):
     """Over t and e ranks the stages add up; norms and routers are on every tensor rank, a tied head twice."""
     model = catalog.load("models", name)
-    stages = [transformer.stage_parameters(model, p, v, i, t, e) for i in range(p)]
+    stages = [transformer.stage_parameters(model, p, slots, i, t, e) for i in range(p)]
     layers = [transformer.layer(model, i) for i in range(model.layers)]
     repeated = (t - 1) * sum(x.norms + x.router for x in layers) + (t - 1) * model.hidden
     twice = transformer.head(model) if model.tied else 0

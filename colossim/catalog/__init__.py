@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from colossim import yaml12
-from colossim.catalog.types import Entry, Fabric, Gpu, Model, NodeType, Software
+from colossim.catalog.facts import Entry
+from colossim.catalog.gpu import Gpu
+from colossim.catalog.types import Fabric, Model, NodeType, Software
 from colossim.errors import Problem, ScenarioError
 
 #: The kinds, and what each holds.
@@ -58,6 +60,19 @@ def based(kind: str, fields: dict[str, Any], extra: Extra | None = None) -> dict
     if not isinstance(base, str):
         raise ValueError(f"`base` is a name of the catalogue of {kind}, and the fields beside it are changes")
     return _changed(entry(kind, base, extra), {key: item for key, item in fields.items() if key != "base"})
+
+
+def lineage(kind: str, name: str, extra: Extra | None = None) -> tuple[str, ...]:
+    """An entry's name and those of the entries it is based on; the name alone if it isn't of the catalogue."""
+    found: list[str] = [name]
+    own = (extra or {}).get(kind, {})
+    while True:
+        here = found[-1]
+        fields = own.get(here) or (_shipped(kind, here) if here in names(kind) else {})
+        base = fields.get("base")
+        if not isinstance(base, str) or base in found:
+            return tuple(found)
+        found.append(base)
 
 
 def _changed(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

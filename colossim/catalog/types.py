@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from colossim.catalog.facts import Entry, Facts
+from colossim.catalog.gpu import Gpu
 from colossim.catalog.quantities import (
     Count,
     Factor,
-    FlopRate,
     Named,
     Natural,
     Positive,
-    Precision,
     Rate,
     Ratio,
     Seconds,
@@ -26,7 +26,6 @@ from colossim.catalog.quantities import (
     Size,
     SomeCount,
     SomeShare,
-    SomeSize,
     Watts,
 )
 
@@ -46,60 +45,6 @@ def _required_unless_graph(schema: dict[str, Any]) -> None:
     schema["required"] = [name for name in schema["required"] if name not in of_switches]
     graph = {"properties": {"type": {"const": "graph", "description": "how nodes meet"}}, "required": ["type"]}
     schema.update({"if": graph, "then": {"required": ["graph"]}, "else": {"required": of_switches}})
-
-
-class Facts(BaseModel):
-    """Strict, frozen, and nothing that isn't declared."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Entry(Facts):
-    """A catalogue entry: every fact has a source and a date."""
-
-    name: str = Field(default="inline", description="its name in the catalogue")
-    source: str = Field(default="the scenario", description="where the facts come from")
-    date: str = Field(default="", description="when they were read, ISO date")
-    note: str = Field(default="", description="what is assumed, and why")
-
-
-class GemmCurve(Facts):
-    """Efficiency of a matrix product: sustained x mn/(mn + area) x k/(k + depth)."""
-
-    sustained: SomeShare = Field(description="share of the datasheet peak that whole steps sustain")
-    area: Factor = Field(description="mn at which half of the efficiency is lost")
-    depth: Factor = Field(description="k at which half of the efficiency is lost")
-
-
-class AttentionCurve(Facts):
-    """Efficiency of flash attention: forward x n/(n + tiles), n query tiles of 128."""
-
-    forward: SomeShare = Field(description="share of the datasheet peak, forward")
-    backward: Factor = Field(default=0.8, description="backward's efficiency over forward's")
-    tiles: Factor = Field(default=40.0, description="query tiles at which half of the efficiency is lost")
-
-
-class Gpu(Entry):
-    """One GPU."""
-
-    peak: dict[Precision, FlopRate] = Field(description="FLOP/s, dense, by precision, from the datasheet")
-    gemm: dict[Precision, GemmCurve] = Field(description="what matrix products sustain, by precision")
-    attention: AttentionCurve = Field(description="what flash attention sustains")
-    unfused_attention: SomeShare = Field(
-        default="80 %", validate_default=True, description="share of the peak of attention's batched products"
-    )
-    sms: Positive = Field(description="streaming multiprocessors")
-    memory: SomeSize = Field(description="bytes that the driver offers")
-    memory_rate: Rate = Field(description="bytes/s of HBM, from the datasheet")
-    memory_efficiency: SomeShare = Field(
-        default="82 %", validate_default=True, description="share of it that large streams reach"
-    )
-    kernel_overhead: Seconds = Field(
-        default="2 us", validate_default=True, description="s that each kernel costs beside its work"
-    )
-    nvlink: Rate = Field(description="bytes/s of NVLink, one direction")
-    tdp: Watts = Field(description="W, the part's power limit")
-    idle: Watts = Field(description="W when idle")
 
 
 class RingCurve(Facts):
@@ -284,12 +229,38 @@ class Slowdown(Facts):
     transfer: Factor = Field(description="y")
 
 
+#: What a stack may run as one kernel (or product) where eager PyTorch runs several.
+Fusion = Literal[
+    "norm", "norm_cast", "residual", "dropout_add", "gated", "squared_relu", "rope", "softmax", "gqa", "qkv", "gate_up",
+    "permute", "adam",
+]  # fmt: skip
+#: What Megatron's stacks run as one kernel since 2021: what a profile that doesn't say has.
+_FUSIONS: tuple[Fusion, ...] = (
+    "norm", "dropout_add", "gated", "rope", "softmax", "gqa", "qkv", "gate_up", "permute", "adam",
+)  # fmt: skip
+
+
 class Software(Entry):
     """What a training stack does: a dated list of facts."""
 
-    attention: Literal["unfused", "flash"] = Field(description="kernels of the attention core")
+    attention: Literal["unfused", "flash-1", "flash-2", "flash-3", "cudnn"] = Field(
+        description="kernels of the attention core; `flash` is flash-2"
+    )
     causal_skip: bool = Field(description="whether they skip masked tiles")
-    elementwise: Factor = Field(description="passes over the element-wise bytes; 1 when fused")
+    fusions: tuple[Fusion, ...] = Field(
+        default=_FUSIONS,
+        description="what runs as one kernel. norm: each norm; norm_cast: and its cast to fp8, which the tensor group then"
+        " gathers; residual: the residual's sum with the norm behind it; dropout_add: dropout with the residual's sum; gated: a"
+        " gated activation with its product; squared_relu: the ReLU with its square; rope: rotary embedding; softmax: scale,"
+        " mask and softmax; gqa: attention reads shared keys and values without copies; qkv, gate_up: one product of the same"
+        " input; permute: routing's permutation with its weights; adam: the optimizer",
+    )
+    norm_precision: Literal["16", "fp32"] = Field(
+        default="16", description="of the tensors that kernels of norms read and write"
+    )
+    elementwise: Factor = Field(
+        default=1.0, description="times the bytes of element-wise kernels, for a stack whose passes aren't listed"
+    )
     host: Host | None = Field(default=None, description="launch floor; null under CUDA graphs")
     loss_bytes_per_logit: Factor = Field(description="bytes that the cross entropy moves a logit")
     gradient_bytes: Positive = Field(description="bytes of an accumulated gradient")
@@ -299,8 +270,29 @@ class Software(Entry):
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")
     tensor_overlap: Share = Field(description="part of a tensor collective that overlap.tensor hides")
+    prefetch: Natural = Field(default=1, description="layers that a ZeRO-3 gathers ahead of the one at work")
+    parameter_gather: Literal["all-gather", "broadcasts"] = Field(
+        default="all-gather",
+        description="how a sharded optimizer's parameters get round: at once, or a broadcast a shard",
+    )
     boundary: Literal["scattered", "full"] = Field(description="whether a stage boundary moves 1/t a rank")
     workspace: Size = Field(description="CUDA context, NCCL buffers, workspace")
     algorithms: tuple[Literal["ring", "tree", "nvls", "collnet", "pat"], ...] = Field(
         default=("ring", "tree", "nvls", "collnet", "pat"), description="those of its NCCL, which takes the cheapest"
     )
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _alias(cls, value: Any) -> Any:
+        return "flash-2" if value == "flash" else value
+
+    @property
+    def optimizer_traffic(self) -> float:
+        """Bytes a parameter that an Adam step moves, gradients' norm included; n an accumulated gradient's bytes.
+
+        Fused: weight, momentum and variance in fp32 read and written (24), the 16-bit weight written (2), the gradient read
+        twice (2n). PyTorch's `foreach` AdamW instead runs decay 8, lerp 8 + n, scale 8, addcmul 8 + n, sqrt 8, two scalings of
+        the denominator 16, addcdiv 16 (torch/optim/adamw.py, _multi_tensor_adamw); the gradient's norm and its clipping 3n.
+        """
+        n = self.gradient_bytes
+        return 26.0 + 2 * n if "adam" in self.fusions else 72.0 + 2 + 5 * n

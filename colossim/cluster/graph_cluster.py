@@ -174,6 +174,10 @@ class GraphCluster(Cluster):
             self.feeds.note(way, spread.link * self.gpus + end[message], spread.share)
         return GraphRoutes(level, src, dst, latency, message, super().links + spread.link, spread.share)
 
+    def own_ways(self, members: Ints) -> bool:
+        """Never to be taken for granted: a message's way is a sum over the graph's links."""
+        return False
+
     def book(self, group: Ints, routes: GraphRoutes, add: Callable[[Ints, Ints, Floats], None]) -> None:
         """Adds (group, link, weight) of messages. group: (E,) of each."""
         key, row = np.unique(group[routes.message].astype(np.int64) * self.links + routes.link, return_inverse=True)

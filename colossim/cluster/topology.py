@@ -138,18 +138,25 @@ class Cluster:
             return np.zeros(np.shape(gpus), np.int32)
         return self.gpu_node[gpus] // np.int32(self.fabric.nodes_per_pod)
 
+    @cached_property
+    def _places(self) -> tuple[Ints, Ints, Ints]:
+        """(G,) leaf, block and zone of every GPU: messages by the million look them up rather than divide again."""
+        pod = self.pod(np.arange(self.gpus))
+        leaf = pod if self.rails == 1 else pod * np.int32(self.rails) + self.gpu_rail
+        block = pod // np.int32(self.fabric.pods_per_block) if self.tiers > 2 else np.zeros_like(pod)
+        return leaf, block, block // np.int32(self.fabric.blocks_per_zone) if self.tiers > 3 else np.zeros_like(pod)
+
     def leaf(self, gpus: Ints) -> Ints:
         """Leaf switch of each GPU, numbered pod by pod."""
-        pod = self.pod(gpus)
-        return pod if self.rails == 1 else pod * np.int32(self.rails) + self.gpu_rail[gpus]
+        return self._places[0][gpus]
 
     def block(self, gpus: Ints) -> Ints:
         """Block of each GPU: pods that share their spines. With two tiers the spines join all pods."""
-        return self.pod(gpus) // np.int32(self.fabric.pods_per_block) if self.tiers > 2 else self.pod(gpus) * 0
+        return self._places[1][gpus]
 
     def zone(self, gpus: Ints) -> Ints:
         """Zone of each GPU: blocks that share their cores. With three tiers the cores join all blocks."""
-        return self.block(gpus) // np.int32(self.fabric.blocks_per_zone) if self.tiers > 3 else self.pod(gpus) * 0
+        return self._places[2][gpus]
 
     @property
     def tiers(self) -> int:
@@ -306,6 +313,21 @@ class Cluster:
             found[gone[takes]] = neighbour[takes]
         return found
 
+    @cached_property
+    def forwards(self) -> bool:
+        """Whether NVLink takes a message to its destination's rail before it leaves the node."""
+        return self.rails > 1 and self.fabric.rails == "forward"
+
+    @cached_property
+    def latency(self) -> Floats:
+        """(5,) s in the switches of a message of each level of `Routes`."""
+        return np.array([0.0, 1.0, 3.0, 5.0, 7.0]) * self.fabric.hop_latency
+
+    def own_ways(self, members: Ints) -> bool:
+        """Whether all messages within groups, (G, n) GPUs, that leave a node use the NICs of their ends."""
+        rail = self.gpu_rail[members]
+        return not self.any_dark and not (self.forwards and bool(np.any(rail != rail[:, :1])))
+
     def routes(self, src: Ints, dst: Ints) -> Routes:
         """The ways of messages from GPUs src to GPUs dst (E,). Raises SimulationError if a node has no NIC left for one."""
         inside = self.gpu_node[src] == self.gpu_node[dst]
@@ -313,7 +335,7 @@ class Cluster:
         if self.any_dark:
             self._check_joined(src[~inside], dst[~inside])
             entry_gpu = np.where(inside, dst, self.stand_in[dst])
-        if self.rails > 1 and self.fabric.rails == "forward":
+        if self.forwards and np.any(self.gpu_rail[src] != self.gpu_rail[entry_gpu]):
             # With fewer rails than GPUs the neighbour in the same tray is the one to forward to; a node that hasn't the
             # destination's rail sends over the spine.
             kind = self.gpu_type[src]
@@ -327,11 +349,10 @@ class Cluster:
         if self.any_dark:
             exit_gpu = np.where(inside, src, self.stand_in[exit_gpu])
         level = np.ones(inside.shape, np.int8)
-        for place in (self.leaf, self.block, self.zone):
-            level += place(exit_gpu) != place(entry_gpu)
+        for place in self._places[: self.tiers - 1]:
+            level += place[exit_gpu] != place[entry_gpu]
         level[inside] = 0
-        latency = np.where(inside, 0.0, (2.0 * level - 1.0) * self.fabric.hop_latency)
-        return Routes(level, exit_gpu, entry_gpu, latency)
+        return Routes(level, exit_gpu, entry_gpu, self.latency[level])
 
     def _check_joined(self, src: Ints, dst: Ints) -> None:
         for end, other in ((src, dst), (dst, src)):

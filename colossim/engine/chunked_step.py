@@ -22,8 +22,8 @@ from colossim.engine.group import Call, Carrier, Communicator, Group
 from colossim.engine.network import Network
 from colossim.engine.script import Ground, Limits, Play, Script
 from colossim.errors import Problem, ScenarioError, SimulationError
+from colossim.legs import Blocking, Leg, Ship, Start
 from colossim.quotient import GroupClass, Quotient
-from colossim.segments import Blocking, Leg, Ship, Start
 from colossim.traffic import BOUNDARY_CHANNELS
 
 #: A message takes about 0.1 ms of wall-clock time, and more where many share links.

@@ -14,8 +14,8 @@ import simpy
 
 from colossim.collective import Timing
 from colossim.engine.network import Activity, Network
+from colossim.legs import CATEGORY, Part, Segment
 from colossim.quotient import GroupClass
-from colossim.segments import CATEGORY, Part, Segment
 
 if TYPE_CHECKING:
     from colossim.engine.rank import Member
@@ -133,6 +133,17 @@ class Group(Carrier):
             self.communicator.post(call)
         return call
 
+    def arrive_after(self, before: Call | None, key: Hashable, timing: Timing) -> Call:
+        """One member is ready as soon as another call has ended, if it hasn't yet."""
+        if before is None or before.ended is not None:
+            return self.arrive(key, timing)
+
+        def follow(_: simpy.Event) -> None:
+            self.arrive(key, timing)
+
+        before.wait(self.network.env).callbacks.append(follow)
+        return self.call(key)
+
     def ended(self, call: Activity) -> None:
         """A call's bytes have arrived: the next one takes its turn."""
         if call.done is not None:
@@ -142,8 +153,9 @@ class Group(Carrier):
     def book(self, part: Part, begin: float) -> None:
         """Counts the bytes on an edge that a part of a segment moved; what overlap hides of it is in no instant's rate."""
         self.bytes += part.bytes
-        if self.log is not None and part.seconds > 0:
-            self.log.append((begin, begin + part.seconds, part.bytes * part.shown / part.seconds))
+        if self.log is not None and part.lasting > 0:
+            start = begin + part.began
+            self.log.append((start, start + part.lasting, part.bytes * part.shown / part.lasting))
 
     def meet(self, number: int, member: Member, segment: Segment) -> simpy.Event:
         """A member enters a segment that all members play together; returns an event for the member's own end.

@@ -27,6 +27,8 @@ _SAME_INSTANT = 1e-13
 _LAST: Any = 2
 #: Components with more activities than this are filled with numpy.
 _CROWD = 40
+#: Fillings remembered at once: a pipeline's micro-batches meet on the same links again and again.
+_REMEMBERED = 4096
 
 
 class Activity:
@@ -105,6 +107,8 @@ class Network:
         self._dirty: dict[Activity, None] = {}
         self._dirty_links: set[int] = set()
         self._settling = False
+        #: what each component's activities are like: their rates, and their links, which keep their ids while they stand here
+        self._filled: dict[tuple[tuple[int, float, float], ...], tuple[list[float], list[tuple[Any, ...]]]] = {}
 
     def add_link(self, capacity: float) -> int:
         """Number of a further link."""
@@ -226,7 +230,7 @@ class Network:
             if len(component) == 1:
                 rates = [self._alone(seed)]
             elif len(component) <= _CROWD:
-                rates = self._fill(component)
+                rates = self._recall(component)
             else:
                 rates = self._fill_crowd(component)
             now = self.env.now
@@ -257,6 +261,16 @@ class Network:
             if fair < rate:
                 rate = fair
         return rate
+
+    def _recall(self, component: list[Activity]) -> list[float]:
+        """The rates of `_fill`, which depend on nothing but the key here."""
+        key = tuple([(id(activity.links), activity.cap, activity.stretch) for activity in component])
+        found = self._filled.get(key)
+        if found is None:
+            if len(self._filled) >= _REMEMBERED:
+                self._filled.clear()
+            found = self._filled[key] = self._fill(component), [activity.links for activity in component]
+        return found[0]
 
     def _fill(self, component: list[Activity]) -> list[float]:
         """Progressive filling: raise all rates together; what saturates, or meets its own cap, stands still."""

@@ -12,21 +12,8 @@ import simpy
 
 from colossim.engine.group import STRAGGLER, Call, Group
 from colossim.engine.network import Activity, Network
+from colossim.legs import CATEGORY, Alone, Blocking, Fetch, Gate, Leg, Meeting, Part, Segment, Ship, Slowed, Start
 from colossim.quotient import RankClass
-from colossim.segments import (
-    CATEGORY,
-    Alone,
-    Blocking,
-    Fetch,
-    Gate,
-    Leg,
-    Meeting,
-    Part,
-    Segment,
-    Ship,
-    Slowed,
-    Start,
-)
 
 BUBBLE = CATEGORY["bubble"]
 BOUNDARY = CATEGORY["forward"]
@@ -147,7 +134,8 @@ class Member:
                     self.log_span(start + step.seconds, env.now, DATA)
                 elif isinstance(step, Start):
                     counts[step.channel] += 1
-                    call = self._group(step.channel).arrive(counts[step.channel], step.timing)
+                    before = posted[step.after][0] if step.after else None
+                    call = self._group(step.channel).arrive_after(before, counts[step.channel], step.timing)
                     posted[step.tag] = (call, step.category)
                 else:
                     call, category = posted.pop(step.tag)

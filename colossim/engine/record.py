@@ -47,7 +47,8 @@ class Timeline:
 
     stage: pipeline stage.  hardware: node type.  count: ranks in the class.  rank: the lowest of them.
     start, end: (intervals,) seconds.  category: (intervals,) index into CATEGORIES.
-    direction: (intervals,) 0 forward, 1 backward, 2 outside the pipeline.
+    direction: (intervals,) 0 forward, 1 backward (of the inputs, if the weights have passes of their own), 3 weights,
+    2 outside the pipeline.
     micro_batch, chunk: (intervals,) of the pass, -1 outside the pipeline.
     """
 

@@ -16,17 +16,14 @@ from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.flows import Pace
+from colossim.legs import SLOWING, Leg, Segment
 from colossim.quotient import GroupClass, LinkClass, Quotient
-from colossim.segments import Leg, Segment
 from colossim.traffic import BOUNDARY_CHANNELS, STORAGE
 
-#: Channels whose transfers run beside kernels and slow them.
-_SLOWING = frozenset({"data", "expert_data", "context", "expert"})
 #: s for which ranks write to storage: beyond any step.
 _WRITING = 1e7
 #: Up to this many link classes all are watched through the step; above, the first of each kind.
 _WATCH_ALL = 64
-
 #: Events between two words of progress.
 _PROGRESS_EVERY = 10_000
 
@@ -88,7 +85,7 @@ def play(
         members.append(Member(network, kind, index, places, slowdown, first_of_its_kind))
     if slowdown[0] or slowdown[1]:
         for (name, _), classes in zip(quotient.channels, groups, strict=True):
-            if name in _SLOWING:
+            if name in SLOWING:
                 for group in classes:
                     group.watchers = tuple(members[index] for index in group.kind.members)
     processes = [env.process(member.play(legs[i])) for i, member in enumerate(members)]
@@ -179,6 +176,7 @@ def _timeline(
     order = np.argsort(start, kind="stable")
     start, end, category, leg = start[order], end[order], category[order], leg[order]
     # Sums of parts and the event clock differ by rounding: each interval begins where the last one ended.
+    end = np.maximum.accumulate(end)
     start = np.concatenate(([0.0], end[:-1]))
     keep = end > start
     passes = np.array([(x.direction, x.micro_batch, x.chunk) for x in legs], dtype=np.int64)

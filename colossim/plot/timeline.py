@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossim.engine.record import CATEGORIES, StepRecord, Timeline
+from colossim.legs import DIRECTION
 from colossim.plot.canvas import new_axes, plain, title
 from colossim.units import format_share, format_time
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 _SHADES = (
     ("forward", "#6fa3cc"),
     ("backward", "#12304a"),
+    ("weight gradients", "#7d6aa8"),
     ("optimizer, launches", "#3f7d4e"),
     ("communicating", "#f7bb66"),
     ("waiting", "#f4f4f4"),
 )
+_WEIGHTS = 2
 _COMMUNICATING = [CATEGORIES.index(name) for name in CATEGORIES if name.endswith("_comm")]
 _WAITING = [CATEGORIES.index(name) for name in ("pipeline_bubble", "straggler")]
 #: Columns of the clock: no more than the figure has pixels, or some would be left out.
@@ -36,11 +39,13 @@ _COMPUTE = CATEGORIES.index("compute")
 
 def _shades(timeline: Timeline) -> np.ndarray[Any, Any]:
     """(intervals,) index into _SHADES."""
-    shade = np.where(timeline.direction == 1, 1, 0)
+    shade = np.zeros(timeline.direction.shape, dtype=np.int64)
+    shade[timeline.direction == DIRECTION["B"]] = 1
+    shade[timeline.direction == DIRECTION["W"]] = _WEIGHTS
     own = np.isin(timeline.category, [CATEGORIES.index("optimizer"), CATEGORIES.index("other")])
-    shade[own] = 2
-    shade[np.isin(timeline.category, _COMMUNICATING)] = 3
-    shade[np.isin(timeline.category, _WAITING)] = 4
+    shade[own] = 3
+    shade[np.isin(timeline.category, _COMMUNICATING)] = 4
+    shade[np.isin(timeline.category, _WAITING)] = 5
     return shade
 
 
@@ -56,21 +61,20 @@ def raster(timeline: Timeline, step: float, columns: int) -> np.ndarray[Any, Any
     return shares
 
 
-def _passes(timeline: Timeline) -> int:
-    """Forward and backward passes of the stage."""
-    inside = timeline.direction < 2
-    own = np.stack((timeline.direction, timeline.micro_batch, timeline.chunk))[:, inside]
-    return int(np.count_nonzero(np.any(np.diff(own, axis=1) != 0, axis=0))) + 1
+def _turns(timeline: Timeline) -> int:
+    """Forward passes of the stage: each has one backward, and one for the weights where they have passes of their own."""
+    forward = timeline.direction == DIRECTION["F"]
+    return len(np.unique(np.stack((timeline.micro_batch, timeline.chunk))[:, forward], axis=1).T)
 
 
-def blurred(shares: np.ndarray[Any, Any], passes: int) -> np.ndarray[Any, Any]:
+def blurred(shares: np.ndarray[Any, Any], turns: int) -> np.ndarray[Any, Any]:
     """The shares as they are, or their moving mean where a forward and a backward pass take less than a few columns.
 
     Columns that cut such passes here and there beat with them: waves across the picture that nobody computed. A Hann
     window two periods wide takes that frequency out.
     """
     columns = len(shares)
-    period = 2 * columns / max(1, passes)
+    period = columns / max(1, turns)
     if period > _FEW_COLUMNS:
         return shares
     half = max(1, math.ceil(period))
@@ -104,7 +108,7 @@ def timeline(result: Result, ax: Axes | None = None) -> Axes:
     milli = record.step_time < 1
     scale, unit = (1e3, "ms") if milli else (1.0, "s")
     colours = np.array([to_rgb(colour) for _, colour in _SHADES])
-    drawn = [blurred(raster(line, record.step_time, _COLUMNS), _passes(line)) for line in rows.values()]
+    drawn = [blurred(raster(line, record.step_time, _COLUMNS), _turns(line)) for line in rows.values()]
     image = np.clip(np.stack(drawn) @ colours, 0, 1)
     ax.imshow(
         image, aspect="auto", interpolation="nearest", extent=(0.0, record.step_time * scale, len(rows) - 0.5, -0.5)
@@ -127,8 +131,10 @@ def timeline(result: Result, ax: Axes | None = None) -> Axes:
         f"{result.scenario}: one step of {format_time(result.step_time_s)} on {result.gpus_in_job:,} GPUs; "
         f"the pipeline bubble takes {format_share(bubble)}",
     )
+    apart = any(np.any(line.direction == DIRECTION["W"]) for line in rows.values())
+    legend = [shade for i, shade in enumerate(_SHADES) if apart or i != _WEIGHTS]
     ax.legend(
-        handles=[Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=label) for label, colour in _SHADES],
+        handles=[Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=label) for label, colour in legend],
         loc="upper left",
         bbox_to_anchor=(1.005, 1.0),
         frameon=False,

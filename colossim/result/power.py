@@ -46,7 +46,7 @@ def power_of(scenario: Scenario, plan: Plan, record: StepRecord) -> Power:
         spare[node.name] = spare.get(node.name, 0) - idle_nodes
         rows = by_type.get(node.name, [(0.0, 1.0)])
         activity = sum(a * n for a, n in rows) / sum(n for _, n in rows)
-        busy = node.gpu.idle + activity * (node.gpu.tdp - node.gpu.idle)
+        busy = node.gpu.idle + activity * (node.gpu.limit - node.gpu.idle)
         total += (group.count - idle_nodes) * node.gpus * busy + idle_nodes * node.gpus * node.gpu.idle
         total += group.count * (node.overhead_power + node.gpus * _SWITCHES)
     power = total * scenario.cluster.pue

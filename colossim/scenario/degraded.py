@@ -8,8 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from colossim.catalog.facts import Facts
 from colossim.catalog.quantities import Natural, Share
-from colossim.catalog.types import Facts
 
 #: Each kind of part: what errors call it, the keys that it needs, those that it may have.
 _PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {

@@ -7,7 +7,7 @@ import math
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
 from colossim.scenario.plan import Plan
-from colossim.scenario.rules import MOST_PASSES, Report, check, divisors
+from colossim.scenario.rules import MOST_PASSES, Report, check, counted_layers, divisors, near_divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
 __all__ = ["Plan", "derive", "no_effects"]
@@ -24,6 +24,7 @@ def derive(scenario: Scenario) -> Plan:
     check(scenario, report)
     data = _replicas(job, gpus, report)
     micro_batches = _micro_batches(job, data, report) if data else 0
+    _check_sharding_group(job, data, report)
     if problems:
         raise ScenarioError(problems)
     expert_axis = math.gcd(data, par.expert)
@@ -43,6 +44,7 @@ def derive(scenario: Scenario) -> Plan:
         context=par.context,
         pipeline=par.pipeline,
         chunks=par.virtual_pipeline,
+        layers=_layers(job),
         expert=par.expert,
         data=data,
         micro_batches=micro_batches,
@@ -52,7 +54,23 @@ def derive(scenario: Scenario) -> Plan:
         order=tuple(par.order),
         axes=axes,
         expert_context=par.expert // expert_axis,
+        sharding_group=data * par.context if par.sharding_group == "all" else par.sharding_group,
     )
+
+
+def _layers(job: JobSpec) -> tuple[int, ...]:
+    """Layers of each chunk: as they are given, or all equal with embedding and loss in the place of a layer if they count.
+
+    The latter as Megatron's --account-for-embedding-in-pipeline-split and --account-for-loss-in-pipeline-split.
+    """
+    par = job.parallelism
+    if par.stage_layers is not None:
+        return par.stage_layers
+    chunks = par.pipeline * par.virtual_pipeline
+    counts = [counted_layers(job) // chunks] * chunks
+    counts[0] -= par.account_for_embedding
+    counts[-1] -= par.account_for_loss
+    return tuple(counts)
 
 
 def _usable(scenario: Scenario) -> int:
@@ -128,13 +146,25 @@ def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
             f"interleaved needs micro-batches ({batch // unit}) in multiples of the stages ({par.pipeline}): "
             f"{_near(batch, unit * par.pipeline)} sequences would" + (f", or data: {fewer}" if fewer else ""),
         )
-    passes = 2 * (batch // unit) * par.virtual_pipeline * par.pipeline
+    passes = (3 if par.schedule == "zero-bubble" else 2) * (batch // unit) * par.virtual_pipeline * par.pipeline
     if passes > MOST_PASSES:
         report(
             "job.global_batch",
             f"{batch // unit:,} micro-batches a replica make {passes:,} passes: at most {MOST_PASSES:,} can be played",
         )
     return batch // unit
+
+
+def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:
+    par = job.parallelism
+    if par.sharding_group == "all":
+        return
+    holders = data * par.context
+    if par.expert > 1:
+        report("job.parallelism.sharding_group", "some ranks of a group can't share the states of experts yet: use all")
+    elif data and holders % par.sharding_group:
+        message = f"{par.sharding_group} does not divide the {holders:,} ranks that hold the same parameters"
+        report("job.parallelism.sharding_group", f"{message}: {near_divisors(holders, par.sharding_group)} would")
 
 
 def _near(number: int, unit: int) -> str:

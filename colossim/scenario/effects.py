@@ -35,6 +35,10 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             f"{job.software.name} hides no part of a tensor collective",
         ),
         ("job.overlap.pipeline", par.pipeline == 1, "there is one stage"),
+        *(
+            (f"job.parallelism.{key}", par.pipeline == 1, "there is one stage")
+            for key in ("stage_layers", "account_for_embedding", "account_for_loss")
+        ),
         ("job.overlap.data", plan.replica_group == 1, alone),
         ("job.bucket", plan.replica_group == 1, alone),
         (
@@ -45,9 +49,21 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ("job.parallelism.sequence", par.sequence and par.tensor == 1, "tensor parallelism is 1"),
         ("job.parallelism.sharding", par.sharding != "none" and plan.replica_group == 1, alone),
         (
+            "job.parallelism.sharding_group",
+            par.sharding == "none",
+            "nothing is sharded",
+        ),
+        ("job.parallelism.reshard", par.sharding != "parameters", "parameters aren't sharded"),
+        ("job.overlap.parameters", plan.replica_group == 1, alone),
+        (
+            "job.overlap.parameters",
+            plan.replica_group > 1 and par.sharding not in ("optimizer", "gradients"),
+            "no sharded optimizer has whole parameters to gather",
+        ),
+        (
             "job.recompute",
-            job.recompute == "selective" and job.software.attention == "flash",
-            "flash attention keeps no scores to compute again",
+            job.recompute == "selective" and job.software.attention != "unfused",
+            "fused attention keeps no scores to compute again",
         ),
         (
             "job.collectives_algorithm",

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from colossim.catalog.types import Entry
+from colossim.catalog.facts import Entry
 from colossim.yaml12 import Path_
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colossim.scenario.schema import LATER_VALUES, Scenario
+from colossim.scenario.schema import Scenario
 
 
 def json_schema() -> dict[str, Any]:
@@ -24,12 +24,8 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-#: Words of the contract that the reader refuses as yet, by the field that they are values of.
-_REFUSED = {path[-1]: set(values) for path, values in LATER_VALUES.items()}
-
-
 def _tidy(node: Any) -> None:
-    """Drops generated titles, which repeat the keys, and words that the reader refuses."""
+    """Drops generated titles, which repeat the keys."""
     if isinstance(node, list):
         for item in node:
             _tidy(item)
@@ -37,11 +33,5 @@ def _tidy(node: Any) -> None:
         return
     if isinstance(node.get("title"), str):
         del node["title"]
-    properties = node.get("properties")
-    if isinstance(properties, dict):
-        for name, words in _REFUSED.items():
-            enum = properties.get(name, {}).get("enum")
-            if enum is not None:
-                properties[name]["enum"] = [word for word in enum if word not in words]
     for item in node.values():
         _tidy(item)

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from colossim.catalog.quantities import Named
 from colossim.errors import Problem
 from colossim.scenario.fields import fields_at, meaning, nearest
-from colossim.scenario.schema import LATER_VALUES
 from colossim.yaml12 import Path_, dotted
 
 #: File, line and column, as far as they are known.
@@ -32,7 +31,10 @@ _WANTED = {
     "model_type": "a mapping of its fields",
 }
 #: Fields that take one of two types, where pydantic tells of each.
-_EITHER = {("job", "parallelism", "data"): "a whole number from 1, or `auto`"}
+_EITHER = {
+    ("job", "parallelism", "data"): "a whole number from 1, or `auto`",
+    ("job", "parallelism", "sharding_group"): "a whole number from 1, or `all`",
+}
 
 
 def translated(
@@ -112,8 +114,7 @@ def _message(item: Any, root: type[BaseModel], path: Path_) -> str:
     if kind == "value_error":
         return str(ctx["error"])
     if kind == "literal_error":
-        later = LATER_VALUES.get(tuple(map(str, path)), {})
-        allowed = [word for word in re.findall(r"'([^']*)'", str(ctx["expected"])) if word not in later]
+        allowed = re.findall(r"'([^']*)'", str(ctx["expected"]))
         near = difflib.get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.6)
         hint = f": did you mean `{near[0]}`?" if near else ""
         if given is None or len(allowed) == 1:

@@ -11,9 +11,11 @@ class Plan:
 
     gpus: of the cluster.  world: ranks.  spares: (node type, nodes) that no rank uses.
     tensor, context, pipeline, expert, data: sizes of the parallelisms.  chunks: model chunks a stage.
+    layers: (stages x chunks,) layers of each chunk in the order of the model: chunk c of stage i is number i + pipeline c.
     micro_batches: of a replica and step.  micro_batch: its sequences.  sequence: tokens of a sequence.
     tokens: of a rank's micro-batch.  order: axes, fastest-varying first.  axes: their sizes; `expert` and
     `data` share the replicas.  expert_context: consecutive contexts that an expert group spans as well.
+    sharding_group: ranks that share the states of the same dense parameters, if any are sharded.
     """
 
     gpus: int
@@ -23,6 +25,7 @@ class Plan:
     context: int
     pipeline: int
     chunks: int
+    layers: tuple[int, ...]
     expert: int
     data: int
     micro_batches: int
@@ -32,6 +35,7 @@ class Plan:
     order: tuple[str, ...]
     axes: dict[str, int]
     expert_context: int
+    sharding_group: int
 
     @property
     def replica_group(self) -> int:

@@ -20,7 +20,7 @@ from colossim.scenario.derive import derive
 from colossim.scenario.fields import wrong_path
 from colossim.scenario.files import find_graph, with_dumps
 from colossim.scenario.messages import Place, place_of, translated
-from colossim.scenario.schema import LATER_KEYS, LATER_VALUES, Scenario
+from colossim.scenario.schema import LATER_KEYS, Scenario
 from colossim.shipped import scenario_path
 from colossim.yaml12 import Document, Path_, dotted
 
@@ -134,7 +134,6 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
     if scenario is not None:
         scenario._marks.update({dotted(path): place for path, place in places.items()})
         find_graph(scenario, file)
-        problems += [p for p in _later_in_entries(scenario) if p.field not in later]
         problems += _variant_problems(scenario, places)
         problems += _rules(scenario)
     if problems or scenario is None:
@@ -264,34 +263,14 @@ def _changed(
 
 
 def _later(value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]) -> list[Problem]:
-    """Keys and values of capabilities that are not there yet."""
+    """Keys of capabilities that are not there yet."""
     found: list[Problem] = []
     for later, what in LATER_KEYS.items():
         owner = _at(value, later[:-1])
         if isinstance(owner, dict) and later[-1] in owner:
             message = f"isn't available yet: it comes with {what}; leave it out"
             found.append(Problem(dotted(later), message, *place_of(later, keys, keys)))
-    for later, values in LATER_VALUES.items():
-        word = _at(value, later)
-        if isinstance(word, str) and word in values:
-            found.append(Problem(dotted(later), _not_yet(word, values[word]), *place_of(later, places, keys)))
     return found
-
-
-def _later_in_entries(scenario: Scenario) -> list[Problem]:
-    """The same for values that came from a catalogue entry."""
-    found = []
-    for path, values in LATER_VALUES.items():
-        word: Any = scenario
-        for part in path:
-            word = getattr(word, part)
-        if word in values:
-            found.append(Problem(dotted(path), _not_yet(word, values[word])))
-    return list(scenario.located(ScenarioError(found)).problems)
-
-
-def _not_yet(word: str, what: str) -> str:
-    return f"`{word}` isn't available yet: it comes with {what}"
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:

@@ -18,7 +18,7 @@ MOST_GPUS = 10_000_000
 MOST_STEPS = 1_000_000
 #: A layer is a dozen kernels of a program.
 MOST_LAYERS = 10_000
-#: Forward and backward passes of all stages: each takes tens of events, and some kB.
+#: Passes of all stages: each takes tens of events, and some kB.
 MOST_PASSES = 1_000_000
 #: A queue pair takes about 0.5 kB, and some microseconds.
 MOST_FLOWS = 20_000_000
@@ -35,6 +35,8 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_stages(job, report)
     _check_experts(job, report)
     _check_sequence(job, report)
+    if job.recompute_layers is not None and job.recompute != "full":
+        report("job.recompute_layers", f"is of full recompute: leave it out with recompute: {job.recompute}")
 
 
 def _check_size(scenario: Scenario, report: Report) -> None:
@@ -55,6 +57,11 @@ def _check_size(scenario: Scenario, report: Report) -> None:
                 "job.precision",
                 f"{precision}: the {gpu.name} of cluster.nodes.{index} has {', '.join(known)}",
             )
+        kind = scenario.job.software.attention
+        if kind != "unfused" and kind not in gpu.attention:
+            kinds = ", ".join(sorted(gpu.attention))
+            message = f"{kind}: the {gpu.name} of cluster.nodes.{index} has {kinds}; or unfused"
+            report("job.software.attention", message)
 
 
 def _check_fabric(scenario: Scenario, report: Report) -> None:
@@ -140,11 +147,42 @@ def _check_stages(job: JobSpec, report: Report) -> None:
     elif chunks > 1:
         message = f"{par.schedule} has one chunk a stage: set 1, or schedule: interleaved"
         report("job.parallelism.virtual_pipeline", message)
-    if layers % (stages * chunks):
-        what = f"{stages} stages" + (f" x {chunks} chunks" if chunks > 1 else "")
-        would = near_divisors(layers, stages * chunks)
+    what = f"{stages} stages" + (f" x {chunks} chunks" if chunks > 1 else "")
+    if par.stage_layers is not None:
+        _check_stage_layers(job, par.stage_layers, what, report)
+        return
+    counted = counted_layers(job)
+    if counted % (stages * chunks):
+        ends = [end for end, yes in (("embedding", par.account_for_embedding), ("loss", par.account_for_loss)) if yes]
+        whole = f"{layers} layers" + (f" with {' and '.join(ends)} as a layer = {counted}" if ends else "")
+        would = near_divisors(counted, stages * chunks)
         unit = "stages x chunks" if chunks > 1 else "stages"
-        report("job.parallelism.pipeline", f"{what} do not divide {layers} layers: {would} {unit} would")
+        other = "; stage_layers says how many each has"
+        if not ends and (layers + 2) % (stages * chunks) == 0:
+            other = "; with account_for_embedding and account_for_loss these do, too"
+        report("job.parallelism.pipeline", f"{what} do not divide {whole}: {would} {unit} would{other}")
+
+
+def counted_layers(job: JobSpec) -> int:
+    """Layers that stages share equally: the model's, and one each for embedding and loss if they count."""
+    return job.model.layers + job.parallelism.account_for_embedding + job.parallelism.account_for_loss
+
+
+def _check_stage_layers(job: JobSpec, given: tuple[int, ...], what: str, report: Report) -> None:
+    par, field = job.parallelism, "job.parallelism.stage_layers"
+    chunks = par.pipeline * par.virtual_pipeline
+    if par.account_for_embedding or par.account_for_loss:
+        key = "account_for_embedding" if par.account_for_embedding else "account_for_loss"
+        report(f"job.parallelism.{key}", "is for equal stages: leave it out, or stage_layers")
+    if len(given) != chunks:
+        report(field, f"has {len(given)} numbers: {what} take {chunks}")
+    elif sum(given) != job.model.layers:
+        report(field, f"adds up to {sum(given)} layers: the model has {job.model.layers}")
+    elif 0 in given[1:-1]:
+        at = given.index(0, 1)
+        report(
+            f"{field}.{at}", "only the first, with the embedding, and the last, with the head, can do without layers"
+        )
 
 
 def _check_experts(job: JobSpec, report: Report) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from colossim.catalog.facts import Facts
 from colossim.catalog.quantities import (
     Named,
     Natural,
@@ -22,11 +23,12 @@ from colossim.catalog.quantities import (
     SomeShare,
     SomeSize,
 )
-from colossim.catalog.types import Fabric, Facts, Model, NodeType, Software
+from colossim.catalog.types import Fabric, Model, NodeType, Software
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.degraded import Degraded
 
 Axis = Literal["tensor", "context", "expert", "data", "pipeline"]
+Recompute = Literal["none", "selective", "full"]
 ORDER: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
@@ -37,10 +39,6 @@ LATER_KEYS: dict[tuple[str, ...], str] = {
     ("jitter",): "campaigns",
     ("events",): "campaigns",
     ("run", "duration"): "campaigns",
-}
-#: Values of the contract whose capability comes later.
-LATER_VALUES: dict[tuple[str, ...], dict[str, str]] = {
-    ("job", "parallelism", "schedule"): {"zero-bubble": "zero-bubble schedules"},
 }
 
 
@@ -95,12 +93,25 @@ class Parallelism(Facts):
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] = Field(
         default="1f1b", description="order of the passes"
     )
+    stage_layers: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="layers of each stage (of each chunk, in the order in which a micro-batch meets them); equal when absent",
+    )
+    account_for_embedding: bool = Field(default=False, description="the embedding counts as a layer of the first stage")
+    account_for_loss: bool = Field(default=False, description="head and loss count as a layer of the last stage")
     expert: Positive = Field(default=1, description="ranks that share the experts of a layer")
     data: Positive | Literal["auto"] = Field(
         default="auto", description="replicas; auto takes the most that fit and divide the batch"
     )
     sharding: Literal["none", "optimizer", "gradients", "parameters"] = Field(
         default="none", description="ZeRO 0, 1, 2, 3"
+    )
+    sharding_group: Positive | Literal["all"] = Field(
+        default="all", description="neighbouring ranks that share the shards; fewer than all: hybrid sharding (HSDP)"
+    )
+    reshard: bool = Field(
+        default=True,
+        description="sharding: parameters: freed after the forward pass, and gathered again for the backward",
     )
     order: tuple[Axis, ...] = Field(default=ORDER, description="how ranks land on GPUs, fastest-varying first")
 
@@ -116,6 +127,9 @@ class Overlap(Facts):
     """What runs beside kernels."""
 
     data: bool = Field(default=True, description="gradient buckets beside the backward pass")
+    parameters: bool = Field(
+        default=True, description="gather of what a sharded optimizer has updated beside the next forward pass"
+    )
     tensor: bool = Field(default=False, description="tensor collectives beside their products")
     pipeline: bool = Field(default=True, description="stage boundaries: a send starts when its data are ready")
     expert: bool = Field(default=False, description="expert all-to-all beside the shared MLP")
@@ -133,8 +147,10 @@ class JobSpec(Facts):
     micro_batch: Positive = Field(default=1, description="sequences a pipeline slot")
     precision: Precision = Field(default="bf16", description="of the matrix products")
     parallelism: Parallelism = Field(default=Parallelism(), description="how the job is cut")
-    recompute: Literal["none", "selective", "full"] = Field(
-        default="selective", description="activations computed again in the backward pass"
+    recompute: Recompute = Field(default="selective", description="activations computed again in the backward pass")
+    recompute_layers: Natural | None = Field(
+        default=None,
+        description="of recompute: full, layers of each chunk that are computed again, the first ones; all when absent",
     )
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
     bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
@@ -150,6 +166,12 @@ class JobSpec(Facts):
         default="auto", description="of rings and trees; auto: NCCL's choice by size and shape"
     )
     optimizer: bool = Field(default=True, description="whether a step ends with the optimizer")
+
+    def recomputed(self, index: int) -> Recompute:
+        """What layer `index` of a chunk computes again: full recompute may be for the first layers of each chunk alone, the
+        others then keep everything (Megatron's --recompute-method block --recompute-num-layers).
+        """
+        return "none" if self.recompute_layers is not None and index >= self.recompute_layers else self.recompute
 
 
 class NamedJob(JobSpec):

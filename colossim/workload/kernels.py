@@ -1,25 +1,32 @@
 """Kernels and what they take: max(FLOPs over what products sustain, bytes over what memory sustains), plus a launch.
 
 Each kernel says its FLOPs and bytes; `kernel_time` prices it on a GPU. The curves are in the catalogue, per GPU type
-(models.md 2); nothing here knows a model or a stack.
+(`python -m calibration.kernels` fits them); nothing here knows a model or a stack.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
-from colossim.catalog.types import Gpu
+from colossim.catalog.gpu import AttentionKind, GemmCurve, Gpu
 
-#: A weight gradient that accumulates into fp32 is 3 to 5 % slower (models.md 2).
-_ACCUMULATE = 1.04
+#: Rows and columns of the tile that a thread block of a matrix product computes (cuBLAS on A100 and later).
+_TILE = (128, 256)
+#: Queries of a tile of fused attention.
+QUERIES = 128
+#: Bytes of an element in 16 bit.
+_HALF = 2.0
 
 
 @dataclass(frozen=True)
 class Gemm:
     """`batch` products (m, k) x (k, n).
 
-    accumulate: adds into an fp32 gradient.  half: computed in 16 bit whatever the job's precision.
+    accumulate: adds into an fp32 gradient.  half: computed in 16 bit whatever the job's precision.  tokens: of each product
+    in one grouped kernel of experts; 0 if it isn't one.
     """
 
     m: float
@@ -28,6 +35,7 @@ class Gemm:
     batch: float = 1.0
     accumulate: bool = False
     half: bool = False
+    tokens: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -55,14 +63,82 @@ class Scores:
 
 @dataclass(frozen=True)
 class Flash:
-    """A flash-attention kernel. tiles: query tiles of 128 rows; backward: whether it is the backward one."""
+    """A fused attention kernel: `heads` (of all sequences) of `queries` x `keys`, vectors of `size`, `kv_heads` of keys.
 
-    flops: float
-    tiles: float
+    causal: each query meets the keys up to its own, and masked tiles are skipped. Its FLOPs are those of the unmasked half,
+    as papers count; backward has 5 products where forward has 2.
+    """
+
+    kind: AttentionKind
+    heads: float
+    kv_heads: float
+    queries: float
+    keys: float
+    size: int
+    causal: bool
     backward: bool = False
+
+    @property
+    def met(self) -> float:
+        """Keys that a query meets, on average."""
+        return self.keys / 2 if self.causal else self.keys
+
+    @property
+    def flops(self) -> float:
+        return 4.0 * self.heads * self.queries * self.met * self.size * (2.5 if self.backward else 1.0)
+
+    @property
+    def bytes(self) -> float:
+        """Queries and outputs, keys and values; backward also the gradient of each."""
+        once = 2 * _HALF * self.size * (self.heads * self.queries + self.kv_heads * self.keys)
+        return 2 * once if self.backward else once
 
 
 Kernel = Gemm | Stream | Scores | Flash
+
+
+def gemm_share(kernel: Gemm, curve: GemmCurve, gpu: Gpu) -> float:
+    """Share of the datasheet peak that a product reaches: ceiling x fill x k/(k + depth) (x tokens/(tokens + rows)).
+
+    Ceiling: what whole steps sustain, moved by the power limit, at most what a short benchmark reaches. Fill: mn/(mn + area),
+    or the share of full waves of tiles over the SMs, to a power below 1 where splitting k fills part of the last wave. The
+    products of a batch fill the GPU together.
+    """
+    ceiling = min(curve.sustained * gpu.clock, curve.benchmark or 1.0)
+    area = kernel.m * kernel.n * kernel.batch
+    fill = area / (area + curve.area)
+    if curve.waves:
+        rows, columns = _TILE
+        tiles = kernel.batch * math.ceil(kernel.m / rows) * math.ceil(kernel.n / columns)
+        fill *= (area / (rows * columns * gpu.sms * math.ceil(tiles / gpu.sms))) ** curve.waves
+    share = ceiling * fill * kernel.k / (kernel.k + curve.depth)
+    return share * kernel.tokens / (kernel.tokens + curve.group_rows) if kernel.tokens else share
+
+
+def flash_share(kernel: Flash, gpu: Gpu) -> float:
+    """Share of the datasheet peak that fused attention reaches, on the FLOPs of the unmasked half.
+
+    By head size; x keys/(keys + half), what a tile costs to start; x tiles/(tiles + half), the last wave; behind a causal
+    mask of n tiles x n/(n + 1): of n(n + 1)/2 tiles the n on the diagonal are computed whole and count half.
+    """
+    curve = gpu.attention[kernel.kind]
+    shares = curve.backward if kernel.backward else curve.forward
+    half_keys, half_tiles = (
+        (curve.keys_backward, curve.tiles_backward) if kernel.backward else (curve.keys, curve.tiles)
+    )
+    share = _between(curve.head_sizes, shares, kernel.size)
+    tiles = kernel.queries / QUERIES
+    share *= kernel.met / (kernel.met + half_keys) * kernel.heads * tiles / (kernel.heads * tiles + half_tiles)
+    return share * tiles / (tiles + 1) if kernel.causal else share
+
+
+def _between(sizes: tuple[int, ...], values: tuple[float, ...], size: float) -> float:
+    """The value at `size`, on the line between its neighbours; the first or last beyond them."""
+    i = bisect_left(sizes, size)
+    if i == 0 or i == len(sizes):
+        return values[min(i, len(sizes) - 1)]
+    part = (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
+    return values[i - 1] + part * (values[i] - values[i - 1])
 
 
 @lru_cache(maxsize=65536)
@@ -73,24 +149,20 @@ def _time(kernel: Kernel, gpu: _Key, precision: str) -> float:
     if isinstance(kernel, Stream):
         return kernel.bytes / memory + facts.kernel_overhead
     if isinstance(kernel, Scores):
-        arithmetic = kernel.flops / (facts.unfused_attention * facts.peak[sixteen])  # type: ignore[index]
+        arithmetic = kernel.flops / (facts.unfused_attention * facts.clock * facts.peak[sixteen])  # type: ignore[index]
         return arithmetic + kernel.bytes / memory + facts.kernel_overhead
     if isinstance(kernel, Flash):
-        curve = facts.attention
-        share = (
-            curve.forward * kernel.tiles / (kernel.tiles + curve.tiles) * (curve.backward if kernel.backward else 1.0)
-        )
-        return kernel.flops / (share * facts.peak[sixteen]) + facts.kernel_overhead  # type: ignore[index]
+        arithmetic = kernel.flops / (flash_share(kernel, facts) * facts.clock * facts.peak[sixteen])  # type: ignore[index]
+        return max(arithmetic, kernel.bytes / memory) + facts.kernel_overhead
     used = sixteen if kernel.half else precision
-    gemm = facts.gemm[used]  # type: ignore[index]
-    area = kernel.m * kernel.n * kernel.batch
-    share = gemm.sustained * area / (area + gemm.area) * kernel.k / (kernel.k + gemm.depth)
-    arithmetic = kernel.flops / (share * facts.peak[used])  # type: ignore[index]
-    width = 1.0 if used == "fp8" else 2.0
+    curve = facts.gemm[used]  # type: ignore[index]
+    arithmetic = kernel.flops / (gemm_share(kernel, curve, facts) * facts.peak[used])  # type: ignore[index]
+    width = 1.0 if used == "fp8" else _HALF
     moved = kernel.batch * (
-        width * (kernel.m * kernel.k + kernel.k * kernel.n) + (8.0 if kernel.accumulate else 2.0) * kernel.m * kernel.n
+        width * (kernel.m * kernel.k + kernel.k * kernel.n)
+        + (8.0 if kernel.accumulate else _HALF) * kernel.m * kernel.n
     )
-    return max(arithmetic * (_ACCUMULATE if kernel.accumulate else 1.0), moved / memory) + facts.kernel_overhead
+    return max(arithmetic * (curve.accumulate if kernel.accumulate else 1.0), moved / memory) + facts.kernel_overhead
 
 
 class _Key:
@@ -111,8 +183,8 @@ class _Key:
 def kernel_time(kernel: Kernel, gpu: Gpu, precision: str) -> float:
     """Seconds of a kernel alone on a GPU.
 
-    Product: e = sustained x mn/(mn + area) x k/(k + depth), time max(FLOPs/(P e), bytes/memory) + overhead. Unfused
-    attention adds arithmetic and traffic; flash attention has its own share, times n/(n + tiles).
+    Products and fused attention: max(FLOPs/(P e), bytes/memory) + overhead, with e of `gemm_share` and `flash_share`. The
+    products of unfused attention add arithmetic and traffic.
     precision: of the matrix products (bf16, fp16, fp8); attention stays in 16 bit. Raises KeyError if the GPU has no
     curve for it.
     """

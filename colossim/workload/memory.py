@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -9,7 +10,7 @@ from itertools import combinations
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive
 from colossim.scenario.schema import JobSpec, Scenario
-from colossim.workload.schedule import in_flight
+from colossim.workload.schedule import holdings
 from colossim.workload.transformer import chunk_layers, is_moe, local_ends, stage_parameters
 
 #: Bytes of a weight, and of a gathered activation.
@@ -59,41 +60,86 @@ def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
     return plan.tokens * (norms + attention + mlp + wide * model.shared_ffn / t)
 
 
+def weight_gradient_inputs(plan: Plan, job: JobSpec, routed: bool) -> float:
+    """Bytes that one layer keeps of one micro-batch between B and W: what its weights' gradients are made of.
+
+    Of 16-bit values a token keeps the inputs of the products, as in `layer_activations`, and the gradients of their
+    outputs: 2(a+2g)d, 2h, 2f (4f gated), 2h. Those of the two products that end in a reduction are whole on each tensor
+    rank: they were gathered for B. Qi et al. 2023, table 1: 32 s b h a layer.
+    """
+    model, t = job.model, plan.tensor
+    h, q = model.hidden, model.heads * model.head_size
+    kv = max(t, model.kv_heads) * model.head_size
+    whole = t if job.parallelism.sequence else 1
+    attention = 2.0 * h / whole + 2.0 * q / t + 2.0 * (q + 2 * kv) / t + 2.0 * h
+    # inputs of the second product, gradients of the first one's output
+    wide = 2.0 + 2.0 * (model.mlp_matrices - 1)
+    if not routed:
+        return plan.tokens * (attention + 2.0 * h / whole + wide * model.ffn / t + 2.0 * h)
+    mlp = 2.0 * h / whole + model.experts_per_token * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h)
+    shared = wide * model.shared_ffn / t + 2.0 * h if model.shared_ffn else 0.0
+    return plan.tokens * (attention + mlp + shared)
+
+
+def _recomputed(plan: Plan, job: JobSpec, routed: bool) -> float:
+    """Bytes that a layer takes beyond what it keeps while its backward pass computes it again."""
+    if job.recompute == "none":
+        return 0.0
+    once = layer_activations(plan, job.model_copy(update={"recompute": "none"}), routed)
+    return once if job.recompute == "full" else once - layer_activations(plan, job, routed)
+
+
+def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
+    """Bytes of activations at the fullest moment of a stage's passes.
+
+    F adds its chunk's and B frees them, with one layer computed again at a time; what zero-bubble's W needs stays from B
+    to W. Logits live from the last chunk's F to its B, in fp32 and in 16 bit; their gradient until W.
+    """
+    model = job.model
+    ways = {how: job.model_copy(update={"recompute": how}) for how in (job.recompute, "none")}
+    kept, pending, again = [], [], []
+    for chunk in range(plan.chunks):
+        layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
+        kinds = Counter((is_moe(model, layer), job.recomputed(i)) for i, layer in enumerate(layers))
+        own = sum(n * layer_activations(plan, ways[how], routed) for (routed, how), n in kinds.items())
+        late = sum(n * weight_gradient_inputs(plan, job, routed) for (routed, _), n in kinds.items())
+        if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
+            logits = plan.tokens * model.vocabulary / plan.tensor
+            own += 6.0 * logits
+            late += 2.0 * logits
+        kept.append(own)
+        pending.append(late)
+        again.append(max((_recomputed(plan, ways[how], routed) for routed, how in kinds), default=0.0))
+    return max(
+        sum(n * size for n, size in zip(held.activations, kept, strict=True))
+        + sum(n * size for n, size in zip(held.pending, pending, strict=True))
+        + (again[held.chunk] if held.kind == "B" else 0.0)
+        for held in holdings(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
+    )
+
+
 def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     """Memory of a GPU of one stage.
 
     States a local parameter: 2 of weight, the stack's accumulated gradient, its optimizer state; ZeRO-1 shards the
     optimizer, ZeRO-2 the gradients too, ZeRO-3 all (with two layers, and embedding or head, gathered at a time), over
-    the group that holds the same parameters. Activations: what is in flight at the peak of the schedule, and logits on
-    the last stage.
+    the group that holds the same parameters. Activations: at the fullest moment of the schedule.
     """
     model, stack = job.model, job.software
-    local = stage_parameters(model, plan.pipeline, plan.chunks, stage, plan.tensor, plan.expert)
+    local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
     level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
     parameters = gradients = optimizer = 0.0
-    for count, group in ((local.dense, plan.replica_group), (local.experts, plan.expert_group)):
+    of_experts = plan.expert_group if plan.expert > 1 else plan.sharding_group
+    for count, group in ((local.dense, plan.sharding_group), (local.experts, of_experts)):
         parameters += _WEIGHT * count / (group if level >= 3 else 1)
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
         optimizer += stack.optimizer_bytes * count / (group if level >= 1 else 1)
-    layers = [i for c in range(plan.chunks) for i in chunk_layers(model, plan.pipeline, plan.chunks, stage, c)]
     if level >= 3:
         ends = local_ends(model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
-        parameters += _WEIGHT * (2 * (local.dense - ends + local.experts) / len(layers) + ends)
-    chunk = [layer_activations(plan, job, is_moe(model, i)) for i in layers]
-    passes = in_flight(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
-    activations = passes * sum(chunk) / plan.chunks
-    if job.recompute == "full":
-        once = job.model_copy(update={"recompute": "none"})
-        activations += max(layer_activations(plan, once, is_moe(model, i)) for i in layers)
-    elif job.recompute == "selective" and stack.attention == "unfused":
-        once = job.model_copy(update={"recompute": "none"})
-        activations += max(
-            layer_activations(plan, once, is_moe(model, i)) - layer_activations(plan, job, is_moe(model, i))
-            for i in layers
-        )
-    if stage == plan.pipeline - 1:
-        # Logits in fp32 and in 16 bit.
-        activations += 6.0 * plan.tokens * model.vocabulary / plan.tensor
+        layers = sum(len(chunk_layers(plan.pipeline, plan.layers, stage, c)) for c in range(plan.chunks))
+        gathered = min(2, layers) / max(1, layers) if job.parallelism.reshard else 1.0
+        parameters += _WEIGHT * (gathered * (local.dense - ends + local.experts) + ends)
+    activations = _activations(plan, job, stage)
     return Memory(stage, parameters, gradients, optimizer, activations, stack.workspace)
 
 

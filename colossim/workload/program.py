@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from colossim.workload.kernels import Kernel
+from colossim.workload.kernels import Gemm, Kernel
+from colossim.workload.schedule import Kind
 
-ChannelName = Literal["tensor", "context", "expert", "data", "expert_data"]
-Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "shift"]
+ChannelName = Literal["tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data", "embedding"]
+Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "shift"]
 Direction = Literal["forward", "backward"]
 
 
@@ -35,20 +36,26 @@ class Collective:
 
     size: S bytes: the buffer of an all-reduce; gathered, or before scattering; all that one rank sends in an all-to-all,
     its own share included; what goes to the next rank in a shift.  hidden: part of its time that overlap hides.
+    for_weights: whether the weights' gradients alone need it.
     """
 
     channel: ChannelName
     operation: Operation
     size: float
     hidden: float = 0.0
+    for_weights: bool = False
 
 
 @dataclass(frozen=True)
 class Post:
-    """Starts a collective beside what follows, first-in first-out a channel."""
+    """Starts a collective beside what follows, first-in first-out a channel.
+
+    after: tag of a post that has to end first, whose tag isn't waited for before; empty if there is none.
+    """
 
     collective: Collective
     tag: str
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ Op = Compute | Collective | Post | Wait | Send | Receive
 class Pass:
     """One micro-batch through one chunk. host: s that the host needs to launch it; 0 where that never shows."""
 
-    kind: Literal["F", "B"]
+    kind: Kind
     micro_batch: int
     chunk: int
     body: tuple[Op, ...]
@@ -90,12 +97,43 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class StageProgram:
-    """A stage's step. epilogue: after the last pass: gradients, optimizer, parameters. host_exponent: q of the launch floor."""
+    """A stage's step. host_exponent: q of the launch floor.
+
+    prologue: before the first pass: what the last step has left to do.  epilogue: after the last pass.
+    """
 
     stage: int
     passes: tuple[Pass, ...]
     epilogue: tuple[Op, ...]
     host_exponent: float
+    prologue: tuple[Op, ...] = ()
+
+    @property
+    def bodies(self) -> list[tuple[Op, ...]]:
+        """All its operations, in order."""
+        return [self.prologue, *(p.body for p in self.passes), self.epilogue]
+
+
+def split_backward(ops: list[Op]) -> tuple[list[Op], list[Op]]:
+    """A backward pass in two, each in its old order: what leads to the input's gradients, and the weights' gradients.
+
+    The second part has the products that accumulate, and the collectives that gather their inputs again.
+    """
+    inputs: list[Op] = []
+    weights: list[Op] = []
+    for op in ops:
+        if isinstance(op, Compute):
+            late = tuple(kernel for kernel in op.kernels if isinstance(kernel, Gemm) and kernel.accumulate)
+            inputs.append(Compute(tuple(kernel for kernel in op.kernels if kernel not in late), op.category))
+            weights.append(Compute(late, op.category))
+        else:
+            (weights if isinstance(op, Collective) and op.for_weights else inputs).append(op)
+    return inputs, weights
+
+
+def launches(ops: tuple[Op, ...]) -> int:
+    """Kernels that the host launches for these operations, collectives' included."""
+    return sum(len(op.kernels) if isinstance(op, Compute) else isinstance(op, Collective | Post) for op in ops)
 
 
 def merged(ops: list[Op]) -> tuple[Op, ...]:

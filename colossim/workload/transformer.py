@@ -6,6 +6,7 @@ s sequence, E experts of which a token visits k.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from colossim.catalog.types import Model
@@ -73,21 +74,25 @@ def active_parameters(model: Model) -> int:
     return parameters(model) - idle
 
 
-def forward_flops_per_token(model: Model, sequence: int, *, causal: bool = True) -> float:
-    """FLOPs of one token's forward pass: 2 a weight it meets in a product, and the attention core's scores and values.
+def layer_flops_per_token(model: Model, index: int, sequence: int, *, causal: bool = True) -> float:
+    """FLOPs of one token's forward pass through layer `index`: 2 a weight it meets in a product, and the attention core.
 
-    The core takes 4 s a d a token, half of it if the masked half isn't counted (`causal`).
+    The core's scores and values take 4 s a d a token, half of it if the masked half isn't counted (`causal`).
     """
     h, d, n = model.hidden, model.head_size, model.mlp_matrices
     core = 4 * sequence * model.heads * d * (0.5 if causal else 1.0)
-    total = 2.0 * h * model.vocabulary
-    for i in range(model.layers):
-        routed = is_moe(model, i)
-        width = model.shared_ffn if routed else model.ffn
-        total += 2 * (h * d * (model.heads + 2 * model.kv_heads) + h * model.heads * d + n * h * width) + core
-        if routed:
-            total += 2 * (n * h * model.expert_ffn * model.experts_per_token + h * model.experts)
+    routed = is_moe(model, index)
+    width = model.shared_ffn if routed else model.ffn
+    total = 2 * (h * d * (model.heads + 2 * model.kv_heads) + h * model.heads * d + n * h * width) + core
+    if routed:
+        total += 2 * (n * h * model.expert_ffn * model.experts_per_token + h * model.experts)
     return total
+
+
+def forward_flops_per_token(model: Model, sequence: int, *, causal: bool = True) -> float:
+    """FLOPs of one token's forward pass: its layers and the head."""
+    layers = sum(layer_flops_per_token(model, i, sequence, causal=causal) for i in range(model.layers))
+    return 2.0 * model.hidden * model.vocabulary + layers
 
 
 def model_flops_per_token(model: Model, sequence: int, *, causal: bool = True) -> float:
@@ -99,13 +104,18 @@ def model_flops_per_token(model: Model, sequence: int, *, causal: bool = True) -
     return 3.0 * forward_flops_per_token(model, sequence, causal=causal)
 
 
-def recomputed_flops_per_token(model: Model, sequence: int, recompute: str, attention: str) -> float:
-    """FLOPs a token that recompute adds, for HFU: full = the layers again, selective = the unfused attention core again.
+def recomputed_flops_per_token(
+    model: Model, sequence: int, recompute: str, attention: str, layers: Iterable[int] | None = None
+) -> float:
+    """FLOPs a token that recompute adds, for HFU: full = the layers again (all if none are named), selective = the unfused
+    attention core again.
 
     Scores that flash attention computes again cost time, but are not counted (models.md 1).
     """
     if recompute == "full":
-        return forward_flops_per_token(model, sequence) - 2.0 * model.hidden * model.vocabulary
+        return sum(
+            layer_flops_per_token(model, i, sequence) for i in (range(model.layers) if layers is None else layers)
+        )
     if recompute == "selective" and attention == "unfused":
         return 2.0 * sequence * model.heads * model.head_size * model.layers
     return 0.0
@@ -122,11 +132,11 @@ class Stage:
     experts: float
 
 
-def chunk_layers(model: Model, pipeline: int, chunks: int, stage: int, chunk: int) -> range:
-    """Layers of a chunk: chunk c on stage i is slot i + p c of p v slots."""
-    each = model.layers // (pipeline * chunks)
-    first = (stage + pipeline * chunk) * each
-    return range(first, first + each)
+def chunk_layers(pipeline: int, layers: tuple[int, ...], stage: int, chunk: int) -> range:
+    """Layers of a chunk. layers: (p v,) of each slot in the order of the model; chunk c on stage i is slot i + p c."""
+    slot = stage + pipeline * chunk
+    first = sum(layers[:slot])
+    return range(first, first + layers[slot])
 
 
 def local_layer(model: Model, index: int, tensor: int, expert: int) -> Stage:
@@ -148,12 +158,14 @@ def local_ends(model: Model, tensor: int, *, first: bool, last: bool, pipeline: 
     return total
 
 
-def stage_parameters(model: Model, pipeline: int, chunks: int, stage: int, tensor: int, expert: int) -> Stage:
-    """Parameters of one rank of a stage."""
+def stage_parameters(
+    model: Model, pipeline: int, layers: tuple[int, ...], stage: int, tensor: int, expert: int
+) -> Stage:
+    """Parameters of one rank of a stage. layers: (p v,) of each chunk in the order of the model."""
     dense = local_ends(model, tensor, first=stage == 0, last=stage == pipeline - 1, pipeline=pipeline)
     experts = 0.0
-    for chunk in range(chunks):
-        for index in chunk_layers(model, pipeline, chunks, stage, chunk):
+    for chunk in range(len(layers) // pipeline):
+        for index in chunk_layers(pipeline, layers, stage, chunk):
             local = local_layer(model, index, tensor, expert)
             dense += local.dense
             experts += local.experts

@@ -1,0 +1,257 @@
+"""Who holds weights, gradients and optimizer states, and how they travel: buckets, reductions, gathers, the optimizer.
+
+ZeRO shards the optimizer states, then the gradients, then the parameters over the ranks that hold the same ones
+(Rajbhandari et al. 2020), or over some neighbours among them, with an all-reduce across those groups (hybrid sharding,
+Zhao et al. 2023). Gathers of ZeRO-1 and -2 run beside the next step's forward pass: a step is one of many, so that they
+stand at its beginning (Megatron-Core's `overlap_param_gather`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from colossim.scenario.plan import Plan
+from colossim.scenario.schema import JobSpec
+from colossim.workload.kernels import Stream
+from colossim.workload.layers import WIDTH
+from colossim.workload.program import ChannelName, Collective, Compute, Op, Post, Wait, merged
+from colossim.workload.transformer import Stage, chunk_layers, head, local_ends, local_layer, stage_parameters
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parameters whose gradients travel together.
+
+    after: (chunk, layer of the chunk) whose backward pass completes their gradients, and whose forward pass is the first to
+    need them; layer -1: the stage's end and beginning.  tag: what its collectives are called.
+    """
+
+    channel: ChannelName
+    parameters: float
+    after: tuple[int, int]
+    tag: str
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Builds what a job's programs do with weights, gradients and optimizer states."""
+
+    plan: Plan
+    job: JobSpec
+
+    # -- who holds what ----------------------------------------------------------------------------------------------
+    @property
+    def shards_optimizer(self) -> bool:
+        return self.job.parallelism.sharding != "none"
+
+    @property
+    def shards_gradients(self) -> bool:
+        return self.job.parallelism.sharding in ("gradients", "parameters")
+
+    @property
+    def gathers(self) -> bool:
+        """Whether parameters are gathered where they are used (ZeRO-3)."""
+        return self.job.parallelism.sharding == "parameters"
+
+    @cached_property
+    def groups(self) -> dict[ChannelName, int]:
+        """Ranks of each channel that holds the same parameters."""
+        # Experts that aren't split are replicated like everything else.
+        experts = self.plan.expert_group if self.plan.expert > 1 else 1
+        return {"data": self.plan.replica_group, "expert_data": experts}
+
+    @property
+    def _hybrid(self) -> bool:
+        """Whether some neighbours of those that hold the same parameters share the shards."""
+        return self.shards_optimizer and self.plan.sharding_group < self.plan.replica_group
+
+    def shards(self, channel: ChannelName) -> int:
+        """Ranks that share the shards of a channel's parameters."""
+        return self.plan.sharding_group if self._hybrid else self.groups[channel]
+
+    def _within(self, channel: ChannelName) -> ChannelName:
+        """The channel of those ranks."""
+        return "data_shards" if self._hybrid else channel
+
+    def by_channel(self, local: Stage) -> tuple[tuple[ChannelName, float], ...]:
+        """Local parameters by the channel that holds the same ones."""
+        if self.plan.expert == 1:
+            return (("data", local.dense + local.experts),)
+        return (("data", local.dense), ("expert_data", local.experts))
+
+    # -- buckets -----------------------------------------------------------------------------------------------------
+    def buckets(self, stage: int) -> list[Bucket]:
+        """A stage's buckets, in the order in which backward passes complete them; none spans chunks (Megatron-Core)."""
+        plan, model = self.plan, self.job.model
+        ready: dict[ChannelName, float] = {"data": 0.0, "expert_data": 0.0}
+        found: list[Bucket] = []
+
+        def flush(channel: ChannelName, after: tuple[int, int], at_least: float) -> None:
+            if ready[channel] > at_least and self.groups[channel] > 1:
+                found.append(Bucket(channel, ready[channel], after, f"{channel} {len(found)}"))
+                ready[channel] = 0.0
+
+        last_stage = stage == plan.pipeline - 1
+        ready["data"] += local_ends(model, plan.tensor, first=False, last=last_stage, pipeline=plan.pipeline)
+        for chunk in reversed(range(plan.chunks)):
+            layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
+            for i in reversed(range(len(layers))):
+                for channel, parameters in self.by_channel(local_layer(model, layers[i], plan.tensor, plan.expert)):
+                    ready[channel] += parameters
+                    flush(channel, (chunk, i), self._limit(channel) * (1 - 1e-12))
+            if chunk == 0:
+                ready["data"] += local_ends(model, plan.tensor, first=stage == 0, last=False, pipeline=plan.pipeline)
+            for channel in ready:
+                flush(channel, (chunk, -1), 0.0)
+        return found
+
+    def _limit(self, channel: ChannelName) -> float:
+        """Parameters of a bucket. Without overlap a chunk's gradients travel in one."""
+        stack = self.job.software
+        if not self.job.overlap.data:
+            return float("inf")
+        if self.job.bucket is not None:
+            return self.job.bucket / stack.reduce_bytes
+        return max(stack.bucket_parameters, stack.bucket_parameters_per_rank * self.groups[channel])
+
+    # -- gradients ---------------------------------------------------------------------------------------------------
+    def _reduction(self, channel: ChannelName, parameters: float) -> tuple[Collective, ...]:
+        """One after the other."""
+        size = parameters * self.job.software.reduce_bytes
+        if not self.shards_optimizer:
+            return (Collective(channel, "all_reduce", size),)
+        scatter = Collective(self._within(channel), "reduce_scatter", size)
+        if not self._hybrid:
+            return (scatter,)
+        across = Collective("data_replicas", "all_reduce", size / self.plan.sharding_group)
+        return (scatter, across) if self.plan.sharding_group > 1 else (across,)
+
+    @property
+    def released(self) -> bool:
+        """Whether backward passes release gradients: beside them, or because each micro-batch scatters its own."""
+        return self.job.overlap.data or self.shards_gradients
+
+    def release(self, buckets: tuple[Bucket, ...], chunk: int, layer: int) -> list[Op]:
+        """Sends gradients off that the backward pass of this layer completes."""
+        ops: list[Op] = []
+        for bucket in buckets:
+            if bucket.after == (chunk, layer):
+                reduction = self._reduction(bucket.channel, bucket.parameters)
+                if self.job.overlap.data:
+                    tags = self._gradient_tags(bucket)
+                    ops += [Post(c, tag, after) for c, tag, after in zip(reduction, tags, ("", *tags), strict=False)]
+                else:
+                    ops += reduction
+        return ops
+
+    def _gradient_tags(self, bucket: Bucket) -> list[str]:
+        return [f"{bucket.tag} gradients {i}" for i, _ in enumerate(self._reduction(bucket.channel, bucket.parameters))]
+
+    # -- parameters of ZeRO-1 and -2 ---------------------------------------------------------------------------------
+    @property
+    def prefetches(self) -> bool:
+        """Whether a step begins with the gather of what the last one's optimizer has updated."""
+        return self.shards_optimizer and not self.gathers and self.job.overlap.parameters
+
+    def _gather(self, channel: ChannelName, parameters: float) -> list[Collective]:
+        """Gathers updated parameters; each rank sends its shard to all, if the stack has no all-gather."""
+        within, shards = self._within(channel), self.shards(channel)
+        if shards == 1:
+            return []
+        if self.job.software.parameter_gather == "broadcasts":
+            return [Collective(within, "broadcast", WIDTH * parameters / shards)] * shards
+        return [Collective(within, "all_gather", WIDTH * parameters)]
+
+    def prologue(self, buckets: Sequence[Bucket]) -> tuple[Op, ...]:
+        """Starts to gather all parameters, in the order in which forward passes need them."""
+        return tuple(Post(c, tag) for bucket in reversed(buckets) for c, tag in self._parameter_posts(bucket))
+
+    def await_parameters(self, buckets: Sequence[Bucket], chunk: int, layer: int) -> list[Op]:
+        """Waits for parameters that the forward pass of this layer (-1: of the chunk's beginning) is the first to need."""
+        waited = [bucket for bucket in reversed(buckets) if bucket.after == (chunk, layer)]
+        return [Wait(tag) for bucket in waited for _, tag in self._parameter_posts(bucket)]
+
+    def _parameter_posts(self, bucket: Bucket) -> list[tuple[Collective, str]]:
+        if not self.prefetches:
+            return []
+        gathers = self._gather(bucket.channel, bucket.parameters)
+        return [(gather, f"{bucket.tag} parameters {i}") for i, gather in enumerate(gathers)]
+
+    # -- parameters of ZeRO-3 ----------------------------------------------------------------------------------------
+    def gather_layers(self, layers: tuple[bool, ...], index: int, step: int) -> list[Op]:
+        """Waits for this layer's parameters, after asking for those of the layers ahead. step: 1 forward, -1 backward."""
+        if not self.gathers or (step < 0 and not self.job.parallelism.reshard):
+            return []
+        ahead = self.job.software.prefetch
+        at_start = index == (0 if step > 0 else len(layers) - 1)
+        ops: list[Op] = []
+        for further in range(ahead + 1) if at_start else (ahead,):
+            other = index + further * step
+            if 0 <= other < len(layers):
+                ops += [Post(gather, tag) for gather, tag in self._layer_gathers(layers[other], other)]
+        return ops + [Wait(tag) for _, tag in self._layer_gathers(layers[index], index)]
+
+    def _layer_gathers(self, routed: bool, index: int) -> list[tuple[Collective, str]]:
+        model = self.job.model
+        local = local_layer(model, model.layers - 1 if routed else 0, self.plan.tensor, self.plan.expert)
+        slot = index % (self.job.software.prefetch + 1)
+        return [
+            (Collective(self._within(channel), "all_gather", WIDTH * parameters), f"{channel} parameters {slot}")
+            for channel, parameters in self.by_channel(local)
+            if parameters and self.shards(channel) > 1
+        ]
+
+    def gather_ends(self, *, first: bool = False, last: bool = False, tag: str = "") -> list[Op]:
+        """ZeRO-3's gather of the embedding or the head; beside the layer before it if it has a tag."""
+        if not self.gathers or self.shards("data") == 1:
+            return []
+        parameters = local_ends(self.job.model, self.plan.tensor, first=first, last=last, pipeline=self.plan.pipeline)
+        gather = Collective(self._within("data"), "all_gather", WIDTH * parameters)
+        return [Post(gather, tag) if tag else gather]
+
+    def await_ends(self, *, last: bool, tag: str) -> list[Op]:
+        """Waits for what `gather_ends` asked for."""
+        return [Wait(tag)] if self.gather_ends(last=last, tag=tag) else []
+
+    def _tied_embedding(self, stage: int) -> list[Op]:
+        """First and last stage add the gradients of their copies of a tied embedding, as Megatron's embedding group does.
+
+        What is added is the accumulated gradient after the reduction over replicas: a shard of it with ZeRO-2 and -3.
+        """
+        plan, job = self.plan, self.job
+        if not job.model.tied or plan.pipeline == 1 or 0 < stage < plan.pipeline - 1:
+            return []
+        shards = self.shards("data") if self.shards_gradients else 1
+        return [
+            Collective("embedding", "all_reduce", job.software.gradient_bytes * head(job.model) / plan.tensor / shards)
+        ]
+
+    # -- the step's end ----------------------------------------------------------------------------------------------
+    def epilogue(self, stage: int, buckets: list[Bucket]) -> tuple[Op, ...]:
+        """What is left of the gradients, the optimizer, and the parameters if nothing can hide their gather."""
+        plan, job = self.plan, self.job
+        local = stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
+        parts = [(channel, n) for channel, n in self.by_channel(local) if n]
+        ops: list[Op] = []
+        if job.overlap.data:
+            ops += [Wait(tag) for bucket in buckets for tag in self._gradient_tags(bucket)]
+        elif not self.released:
+            ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._reduction(channel, n)]
+        ops += self._tied_embedding(stage)
+        if job.optimizer:
+            traffic = sum(
+                n * job.software.optimizer_traffic / (self.shards(channel) if self.shards_optimizer else 1)
+                for channel, n in parts
+            )
+            if job.precision == "fp8":
+                # The products' weights are cast once a step, as their inputs are; embedding and head stay in 16 bit.
+                ends = local_ends(
+                    job.model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline
+                )
+                traffic += 4 * (local.dense + local.experts - ends)
+            ops.append(Compute((Stream(traffic),), "optimizer"))
+        if self.shards_optimizer and not self.gathers and not self.prefetches:
+            ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._gather(channel, n)]
+        return merged(ops)
