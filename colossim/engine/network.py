@@ -28,7 +28,7 @@ _LAST: Any = 2
 #: Components with more activities than this are filled with numpy.
 _CROWD = 40
 #: Fillings remembered at once: a pipeline's micro-batches meet on the same links again and again.
-_REMEMBERED = 4096
+_REMEMBERED = 16384
 
 
 class Activity:
