@@ -29,7 +29,7 @@ ATTENTION = AttentionCurve(
 def toy():
     """100 FLOP/s in 16 bit, 200 in 8; half of it sustained by large products; 5 B/s of memory; 1 s a launch."""
     gpu = catalog.load("gpus", "H100")
-    sixteen = gpu.gemm["bf16"].model_copy(update={"sustained": 0.5, "area": 100.0, "depth": 10.0})
+    sixteen = gpu.gemm["bf16"].model_copy(update={"sustained": 0.5, "benchmark": None, "area": 100.0, "depth": 10.0})
     return gpu.model_copy(
         update={
             "name": "toy",
@@ -120,6 +120,15 @@ def test_fused_attention(toy):
     assert kernel_time(of(backward=True), toy, "bf16") == pytest.approx(2.5 * full / (100 * 0.2 * 20 / 30) + 1)
     assert kernel_time(of(96), toy, "bf16") == pytest.approx(full * 96 / 128 / (100 * 0.35 * fill) + 1)
     assert kernel_time(of(32), toy, "bf16") == pytest.approx(full * 32 / 128 / (100 * 0.3 * fill) + 1)
+
+
+def test_attention_in_a_step_is_slower_than_in_a_benchmark_as_products_are(toy):
+    """Products sustain 0.5 where a benchmark reached 0.8: fused attention too has 5/8 of its benchmark's share."""
+    curve = toy.gemm["bf16"].model_copy(update={"benchmark": 0.8})
+    warm = toy.model_copy(update={"name": "warm", "gemm": {"bf16": curve}})
+    kernel = Flash("flash-2", 10, 10, 256, 256, 128, False)
+    cool = kernel_time(kernel, toy, "bf16") - 1
+    assert kernel_time(kernel, warm, "bf16") - 1 == pytest.approx(cool * 8 / 5)
 
 
 def test_attention_of_few_queries_is_bound_by_keys_and_values(toy):

@@ -44,7 +44,7 @@ class GemmCurve(Facts):
 
 
 class AttentionCurve(Facts):
-    """Efficiency of a fused attention kernel of one kind, on masked FLOPs.
+    """Efficiency of a fused attention kernel of one kind in a short benchmark, on the FLOPs that aren't masked.
 
     share x keys/(keys + half) x tiles/(tiles + half): the share by head size, the keys that a query meets (half of them
     behind a causal mask), the tiles of 128 queries; and n/(n + 1) behind a causal mask of n tiles, whose diagonal ones are
@@ -78,7 +78,7 @@ class Gpu(Entry):
     peak: dict[Precision, FlopRate] = Field(description="FLOP/s, dense, by precision, from the datasheet")
     gemm: dict[Precision, GemmCurve] = Field(description="what matrix products sustain, by precision")
     attention: dict[AttentionKind, AttentionCurve] = Field(
-        description="what fused attention reaches at the part's TDP, by kind of kernel"
+        description="what fused attention reaches in a short benchmark, by kind; in a step less, as products do"
     )
     unfused_attention: SomeShare = Field(
         default="80 %", validate_default=True, description="share of the peak of attention's batched products"

@@ -97,21 +97,24 @@ class Flash:
 Kernel = Gemm | Stream | Scores | Flash
 
 
+def ceiling(curve: GemmCurve, gpu: Gpu) -> float:
+    """Share of the peak that large products sustain: moved by the power limit, at most what a short benchmark reaches."""
+    return min(curve.sustained * gpu.clock, curve.benchmark or 1.0)
+
+
 def gemm_share(kernel: Gemm, curve: GemmCurve, gpu: Gpu) -> float:
     """Share of the datasheet peak that a product reaches: ceiling x fill x k/(k + depth) (x tokens/(tokens + rows)).
 
-    Ceiling: what whole steps sustain, moved by the power limit, at most what a short benchmark reaches. Fill: mn/(mn + area),
-    or the share of full waves of tiles over the SMs, to a power below 1 where splitting k fills part of the last wave. The
-    products of a batch fill the GPU together.
+    Fill: mn/(mn + area), or the share of full waves of tiles over the SMs, to a power below 1 where splitting k fills part of
+    the last wave. The products of a batch fill the GPU together.
     """
-    ceiling = min(curve.sustained * gpu.clock, curve.benchmark or 1.0)
     area = kernel.m * kernel.n * kernel.batch
     fill = area / (area + curve.area)
     if curve.waves:
         rows, columns = _TILE
         tiles = kernel.batch * math.ceil(kernel.m / rows) * math.ceil(kernel.n / columns)
         fill *= (area / (rows * columns * gpu.sms * math.ceil(tiles / gpu.sms))) ** curve.waves
-    share = ceiling * fill * kernel.k / (kernel.k + curve.depth)
+    share = ceiling(curve, gpu) * fill * kernel.k / (kernel.k + curve.depth)
     return share * kernel.tokens / (kernel.tokens + curve.group_rows) if kernel.tokens else share
 
 
@@ -152,7 +155,10 @@ def _time(kernel: Kernel, gpu: _Key, precision: str) -> float:
         arithmetic = kernel.flops / (facts.unfused_attention * facts.clock * facts.peak[sixteen])  # type: ignore[index]
         return arithmetic + kernel.bytes / memory + facts.kernel_overhead
     if isinstance(kernel, Flash):
-        arithmetic = kernel.flops / (flash_share(kernel, facts) * facts.clock * facts.peak[sixteen])  # type: ignore[index]
+        curve = facts.gemm[sixteen]  # type: ignore[index]
+        # Attention was measured in short benchmarks: a step's clock is lower by as much as its products' is.
+        held = ceiling(curve, facts) / curve.benchmark if curve.benchmark else facts.clock
+        arithmetic = kernel.flops / (flash_share(kernel, facts) * held * facts.peak[sixteen])  # type: ignore[index]
         return max(arithmetic, kernel.bytes / memory) + facts.kernel_overhead
     used = sixteen if kernel.half else precision
     curve = facts.gemm[used]  # type: ignore[index]
