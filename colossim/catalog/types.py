@@ -232,11 +232,11 @@ class Slowdown(Facts):
 #: What a stack may run as one kernel (or product) where eager PyTorch runs several.
 Fusion = Literal[
     "norm", "norm_cast", "residual", "dropout_add", "gated", "squared_relu", "rope", "softmax", "gqa", "qkv", "gate_up",
-    "permute", "adam",
+    "permute", "accumulation", "adam",
 ]  # fmt: skip
 #: What Megatron's stacks run as one kernel since 2021: what a profile that doesn't say has.
 _FUSIONS: tuple[Fusion, ...] = (
-    "norm", "dropout_add", "gated", "rope", "softmax", "gqa", "qkv", "gate_up", "permute", "adam",
+    "norm", "dropout_add", "gated", "rope", "softmax", "gqa", "qkv", "gate_up", "permute", "accumulation", "adam",
 )  # fmt: skip
 
 
@@ -253,7 +253,8 @@ class Software(Entry):
         " gathers; residual: the residual's sum with the norm behind it; dropout_add: dropout with the residual's sum; gated: a"
         " gated activation with its product; squared_relu: the ReLU with its square; rope: rotary embedding; softmax: scale,"
         " mask and softmax; gqa: attention reads shared keys and values without copies; qkv, gate_up: one product of the same"
-        " input; permute: routing's permutation with its weights; adam: the optimizer",
+        " input; permute: routing's permutation with its weights; accumulation: a weight's gradient with its sum over"
+        " micro-batches; adam: the optimizer",
     )
     norm_precision: Literal["16", "fp32"] = Field(
         default="16", description="of the tensors that kernels of norms read and write"

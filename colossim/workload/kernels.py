@@ -25,8 +25,9 @@ _HALF = 2.0
 class Gemm:
     """`batch` products (m, k) x (k, n).
 
-    accumulate: adds into an fp32 gradient.  half: computed in 16 bit whatever the job's precision.  tokens: of each product
-    in one grouped kernel of experts; 0 if it isn't one.
+    accumulate: a weight's gradient, which adds into what is accumulated: in the product itself or, with `added`, in a kernel
+    behind it that moves so many bytes an element.  half: computed in 16 bit whatever the job's precision.  tokens: of each
+    product in one grouped kernel of experts; 0 if it isn't one.
     """
 
     m: float
@@ -36,6 +37,7 @@ class Gemm:
     accumulate: bool = False
     half: bool = False
     tokens: float = 0.0
+    added: float | None = None
 
     @property
     def flops(self) -> float:
@@ -164,11 +166,11 @@ def _time(kernel: Kernel, gpu: _Key, precision: str) -> float:
     curve = facts.gemm[used]  # type: ignore[index]
     arithmetic = kernel.flops / (gemm_share(kernel, curve, facts) * facts.peak[used])  # type: ignore[index]
     width = 1.0 if used == "fp8" else _HALF
-    moved = kernel.batch * (
-        width * (kernel.m * kernel.k + kernel.k * kernel.n)
-        + (8.0 if kernel.accumulate else _HALF) * kernel.m * kernel.n
-    )
-    return max(arithmetic * (curve.accumulate if kernel.accumulate else 1.0), moved / memory) + facts.kernel_overhead
+    adds = kernel.accumulate and kernel.added is None
+    outputs = kernel.batch * kernel.m * kernel.n
+    moved = kernel.batch * width * (kernel.m + kernel.n) * kernel.k + (8.0 if adds else _HALF) * outputs
+    product = max(arithmetic * (curve.accumulate if adds else 1.0), moved / memory) + facts.kernel_overhead
+    return product + (kernel.added * outputs / memory + facts.kernel_overhead if kernel.added else 0.0)
 
 
 class _Key:

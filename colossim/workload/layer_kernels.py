@@ -114,7 +114,31 @@ class LayerKernels:
         T = self.tokens
         forward: list[Kernel] = [Gemm(T, columns, k) for columns in n]
         sums: list[Kernel] = [self._stream(6.0 * (len(n) - 1) * T * k)] if len(n) > 1 else []
-        return forward, [*(x for columns in n for x in gradient_products(T, columns, k)), *sums]
+        return forward, [*(x for columns in n for x in self.gradient_products(T, columns, k)), *sums]
+
+    @cached_property
+    def _added(self) -> float | None:
+        """Bytes an element of the kernel that adds a weight's gradient to what is accumulated; None if the product does it.
+
+        Into an fp32 buffer 2 + 4 + 4, each micro-batch; in 16 bit 2 + 2 + 2, but for the first one; what is reduced and freed
+        each micro-batch accumulates as shards.
+        """
+        if self.fused("accumulation"):
+            return None
+        if self.job.parallelism.sharding == "parameters":
+            return 0.0
+        if self.job.software.gradient_bytes == 4:
+            return 10.0
+        return 6.0 * (1 - 1 / self.plan.micro_batches)
+
+    def gradient_products(
+        self, m: float, n: float, k: float, batch: float = 1.0, *, half: bool = False, tokens: float = 0.0
+    ) -> list[Kernel]:
+        """The two products behind (m, n, k): input gradient (m, k, n), weight gradient (n, k, m) that accumulates."""
+        return [
+            Gemm(m, k, n, batch, half=half, tokens=tokens),
+            Gemm(n, k, m, batch, accumulate=True, half=half, tokens=tokens, added=self._added),
+        ]
 
     # -- attention ---------------------------------------------------------------------------------------------------
     @cached_property
@@ -184,7 +208,7 @@ class LayerKernels:
         """Products of the local experts in one kernel, each with its share of the routed tokens."""
         local = self.job.model.experts / self.plan.expert
         m = self._routed[1] / local
-        return gradient_products(m, n, k, local, tokens=m) if backward else [Gemm(m, n, k, local, tokens=m)]
+        return self.gradient_products(m, n, k, local, tokens=m) if backward else [Gemm(m, n, k, local, tokens=m)]
 
     def _expert_kernels(self, *, backward: bool) -> list[Kernel]:
         model, routed = self.job.model, self._routed[1]
@@ -195,13 +219,3 @@ class LayerKernels:
             return [*down, inner, *self._casts(routed * n * width), *self._grouped(n * width, h, backward=True)]
         up = [*self._casts(routed * h), *self._grouped(n * width, h)]
         return [*up, inner, *self._casts(routed * width), *self._grouped(h, width)]
-
-
-def gradient_products(
-    m: float, n: float, k: float, batch: float = 1.0, *, half: bool = False, tokens: float = 0.0
-) -> list[Kernel]:
-    """The two products behind (m, n, k): input gradient (m, k, n), weight gradient (n, k, m) that accumulates."""
-    return [
-        Gemm(m, k, n, batch, half=half, tokens=tokens),
-        Gemm(n, k, m, batch, accumulate=True, half=half, tokens=tokens),
-    ]

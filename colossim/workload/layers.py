@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from colossim.workload import elementwise
 from colossim.workload.kernels import Gemm, Kernel, Stream
-from colossim.workload.layer_kernels import WIDTH, LayerKernels, gradient_products
+from colossim.workload.layer_kernels import WIDTH, LayerKernels
 from colossim.workload.program import ChannelName, Collective, Compute, Op, Operation, Post, Wait
 
 
@@ -95,7 +95,7 @@ class LayerOps(LayerKernels):
         gradients = self._casts(T * (inner + 2 * self._kv_heads * d))
         return [
             *self._gather_input(),
-            _compute(*self._casts_of_gradient(), *gradient_products(T, h, inner)),
+            _compute(*self._casts_of_gradient(), *self.gradient_products(T, h, inner)),
             *(self.core_forward() if again else []),
             *self.core_backward(),
             _compute(*self._positions(backward=True)),
@@ -119,7 +119,11 @@ class LayerOps(LayerKernels):
 
     def dense_backward(self, width: float) -> list[Op]:
         T, h, n = self.tokens, float(self.job.model.hidden), self.job.model.mlp_matrices - 1
-        down = [*self._casts_of_gradient(), *gradient_products(T, h, width), self._activation(T, width, backward=True)]
+        down = [
+            *self._casts_of_gradient(),
+            *self.gradient_products(T, h, width),
+            self._activation(T, width, backward=True),
+        ]
         up = [*self._casts_of_norm(backward=True), *self._casts(T * n * width), *self._up(width)[1]]
         again = self._gather_input(for_weights=True)
         return [*self._gather_input(), _compute(*down), *again, _compute(*up), *self._combine(T)]
@@ -136,7 +140,7 @@ class LayerOps(LayerKernels):
         model, plan = self.job.model, self.plan
         router: list[Kernel] = [Gemm(self.norm_tokens, model.experts, model.hidden, half=True)]
         if backward:
-            router = gradient_products(self.norm_tokens, model.experts, model.hidden, half=True)
+            router = self.gradient_products(self.norm_tokens, model.experts, model.hidden, half=True)
         logits = self._passes(elementwise.ROUTER, self.norm_tokens * model.experts, backward=backward)
         size = WIDTH * self._routed[0] * model.hidden
         gathered = self._routed[1]
@@ -214,7 +218,7 @@ class LayerOps(LayerKernels):
         return [
             _compute(loss),
             *self._gather(T, for_weights=True),
-            _compute(*gradient_products(T, share, h, half=True)),
+            _compute(*self.gradient_products(T, share, h, half=True)),
             *self._combine(T),
             _compute(self._last_norm(backward=True)),
         ]
