@@ -8,19 +8,25 @@ sensitivities. Cross-validation leaves whole configurations out.
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from colossim import catalog
+from colossim.constants import Constant, shipped_constants, touches, value_of, with_values
+from colossim.errors import Problem, ScenarioError
 from colossim.scenario.schema import Measured, Scenario
 from colossim.simulation import simulate
+from colossim.validation import Run, published
 
 Floats = NDArray[np.float64]
 #: Relative error beyond which a row counts less than in proportion to its square (soft L1).
@@ -33,22 +39,6 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Constant:
-    """One number of a catalogue entry. low, high: bounds, SI.  spread: of what is believed beforehand, relative."""
-
-    kind: str
-    entry: str
-    path: str
-    low: float
-    high: float
-    spread: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}.{self.entry}.{self.path}"
-
-
-@dataclass(frozen=True)
 class Row:
     """A measured step. configuration: rows of one are near-duplicates of each other."""
 
@@ -57,6 +47,12 @@ class Row:
     scenario: Scenario
     measured: float
     configuration: tuple[Any, ...]
+
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        """Hidden width, tensor group and micro-batch: what cross-validation leaves out together, of all sources."""
+        job = self.scenario.job
+        return job.model.hidden, job.parallelism.tensor, job.micro_batch
 
 
 @dataclass(frozen=True)
@@ -72,70 +68,28 @@ class Fit:
     left_out: Floats
 
 
+def rows_of(runs: Iterable[Run]) -> tuple[Row, ...]:
+    """The rows of published runs that a fit looks at: without a flag, of each configuration the smallest and the largest."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for run in runs:
+        if run.measured.step_time is not None and not run.measured.flag:
+            row = row_of(run.source, run.case, run.scenario, run.measured)
+            found.setdefault(row.configuration, []).append(row)
+    kept = []
+    for rows in found.values():
+        rows.sort(key=lambda row: (row.scenario.cluster.gpus, row.scenario.job.global_batch, row.case))
+        kept += rows if len(rows) < 3 else [rows[0], rows[-1]]
+    return tuple(kept)
+
+
 def row_of(source: str, case: str, scenario: Scenario, measured: Measured) -> Row:
     """A row whose configuration is its model, tensor group, micro-batch, precision and recompute."""
     assert measured.step_time is not None
     job, gpu = scenario.job, scenario.cluster.nodes[0].type.gpu.name
     shape = (job.model.hidden, job.model.ffn, job.model.experts, job.sequence_length)
     cut = (job.parallelism.tensor, job.parallelism.context, job.micro_batch)
-    key = (gpu, job.software.name, *shape, *cut, job.precision, job.recompute)
+    key = (source, gpu, job.software.name, *shape, *cut, job.precision, job.recompute)
     return Row(source, case, scenario, measured.step_time, key)
-
-
-def touches(constant: Constant, scenario: Scenario) -> bool:
-    """Whether the scenario has an entry that is the constant's, or is based on it."""
-    return any(constant.entry in catalog.lineage(constant.kind, name) for name in _names(scenario, constant.kind))
-
-
-def _names(scenario: Scenario, kind: str) -> set[str]:
-    if kind == "software":
-        return {scenario.job.software.name}
-    return {group.type.gpu.name for group in scenario.cluster.nodes}
-
-
-def value_of(scenario: Scenario, constant: Constant) -> float:
-    """What the scenario's entry has."""
-    if constant.kind == "software":
-        owner: Any = scenario.job.software
-    else:
-        owner = next(
-            group.type.gpu
-            for group in scenario.cluster.nodes
-            if constant.entry in catalog.lineage(constant.kind, group.type.gpu.name)
-        )
-    for part in constant.path.split("."):
-        owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
-    return float(owner)
-
-
-def with_values(scenario: Scenario, values: dict[Constant, float]) -> Scenario:
-    """The scenario with other values of constants that it touches."""
-    for constant, value in values.items():
-        if not touches(constant, scenario):
-            continue
-        path = constant.path.split(".")
-        if constant.kind == "software":
-            job = scenario.job.model_copy(update={"software": _with(scenario.job.software, path, value)})
-            scenario = scenario.model_copy(update={"job": job})
-            continue
-        groups = []
-        for group in scenario.cluster.nodes:
-            node = group.type
-            if constant.entry in catalog.lineage(constant.kind, node.gpu.name):
-                node = node.model_copy(update={"gpu": _with(node.gpu, path, value)})
-            groups.append(group.model_copy(update={"type": node}))
-        cluster = scenario.cluster.model_copy(update={"nodes": tuple(groups)})
-        scenario = scenario.model_copy(update={"cluster": cluster})
-    return scenario
-
-
-def _with(owner: Any, path: Sequence[str], value: float) -> Any:
-    """A copy of an entry, or of a part of it, with one number changed."""
-    name, *rest = path
-    if isinstance(owner, dict):
-        return {**owner, name: _with(owner[name], rest, value) if rest else value}
-    assert isinstance(owner, BaseModel)
-    return owner.model_copy(update={name: _with(getattr(owner, name), rest, value) if rest else value})
 
 
 def predict(task: tuple[Scenario, dict[Constant, float]]) -> float:
@@ -149,19 +103,21 @@ def fit(
     constants: Sequence[Constant],
     *,
     pool: Executor | None = None,
-    rounds: int = 4,
+    rounds: int = 3,
     progress: Callable[[str, float], None] | None = None,
+    calibrated: bool = False,
 ) -> Fit:
     """Fits the constants that the rows touch.
 
-    pool: plays rows side by side.  rounds: of sensitivities found anew.
+    pool: plays rows side by side.  rounds: of steps towards the best fit.  calibrated: begins at what an earlier fit found,
+    not at what the entries say, and believes in that.
     Raises ValueError if there are fewer configurations than constants.
     """
     used = tuple(c for c in constants if any(touches(c, row.scenario) for row in rows))
     configurations = {row.configuration for row in rows}
     if len(configurations) < len(used):
         raise ValueError(f"{len(rows)} rows of {len(configurations)} configurations can't tell {len(used)} constants")
-    problem = _Problem(tuple(rows), used, pool, progress)
+    problem = _Problem(tuple(rows), used, pool, progress, calibrated)
     return problem.solve(rounds)
 
 
@@ -171,19 +127,20 @@ class _Problem:
     constants: tuple[Constant, ...]
     pool: Executor | None
     progress: Callable[[str, float], None] | None
+    calibrated: bool
 
     def __post_init__(self) -> None:
         self.keys = list(dict.fromkeys(row.configuration for row in self.rows))
         self.of = np.array([self.keys.index(row.configuration) for row in self.rows])
         self.touch = np.array([[touches(c, row.scenario) for c in self.constants] for row in self.rows])
-        self.start = np.array([
-            value_of(self.rows[int(np.flatnonzero(self.touch[:, k])[0])].scenario, c)
-            for k, c in enumerate(self.constants)
-        ])  # fmt: skip
+        self.start = np.array([value_of(c, calibrated=self.calibrated) for c in self.constants])
         # The smallest row of a configuration stands for its sensitivities.
         gpus = [row.scenario.cluster.gpus for row in self.rows]
         self.first = [int(min(np.flatnonzero(self.of == k), key=lambda i: gpus[i])) for k in range(len(self.keys))]
-        self.weight = 1.0 / np.sqrt(np.bincount(self.of)[self.of])
+        # A configuration counts once however many rows it has, and a source as the root of its configurations.
+        sources = [self.rows[i].source for i in self.first]
+        many = np.array([sources.count(row.source) for row in self.rows])
+        self.weight = 1.0 / np.sqrt(np.bincount(self.of)[self.of] * np.sqrt(many))
 
     # -- playing -----------------------------------------------------------------------------------------------------
     def _values(self, logs: Floats) -> dict[Constant, float]:
@@ -207,15 +164,17 @@ class _Problem:
     def sensitivities(self, logs: Floats, errors: Floats) -> Floats:
         """(R, K) of log time to log constant, those of a configuration's smallest row for all of its rows."""
         tasks, places = [], []
+        # Away from the upper bound, where a constant may count no more (what is sustained never passes the benchmark).
+        step = np.where(logs + 2 * STEP > np.log([c.high for c in self.constants]), -STEP, STEP)
         for k, i in enumerate(self.first):
             for c in np.flatnonzero(self.touch[i]).tolist():
                 moved = logs.copy()
-                moved[c] += STEP
+                moved[c] += step[c]
                 tasks.append((i, moved))
                 places.append((k, c))
         found = np.zeros((len(self.keys), len(self.constants)))
         for (k, c), error in zip(places, self._play(tasks), strict=True):
-            found[k, c] = (error - errors[self.first[k]]) / STEP
+            found[k, c] = (error - errors[self.first[k]]) / step[c]
         whole: Floats = found[self.of]
         return whole
 
@@ -223,8 +182,12 @@ class _Problem:
     def solve(self, rounds: int) -> Fit:
         logs = begin = np.log(self.start)
         errors = before = self.errors(logs)
+        if not self.constants:
+            off = np.exp(errors) - 1
+            return Fit((), self.start, self.start, self.rows, off, off, off)
+        # Sensitivities hardly change on the way: they are found once.
+        jacobian = self.sensitivities(logs, errors)
         for _ in range(rounds):
-            jacobian = self.sensitivities(logs, errors)
             moved = self._linear(logs, errors, jacobian, np.ones(len(self.rows), dtype=bool))
             done = float(np.abs(moved - logs).max(initial=0.0)) < 1e-3
             logs = moved
@@ -261,8 +224,9 @@ class _Problem:
         return moved
 
     def _left_out(self, logs: Floats, errors: Floats, jacobian: Floats) -> Floats:
-        """(R,) errors of rows whose configurations weren't in the fit, fold by fold, played with what that fit found."""
-        folds = np.array([sorted(self.keys, key=str).index(key) % FOLDS for key in self.keys])[self.of]
+        """(R,) errors of rows whose cells weren't in the fit, fold by fold, played with what that fit found."""
+        cells = sorted({row.cell for row in self.rows})
+        folds = np.array([cells.index(row.cell) % FOLDS for row in self.rows])
         tasks, places = [], []
         for fold in range(FOLDS):
             out = np.flatnonzero(folds == fold)
@@ -273,3 +237,95 @@ class _Problem:
         found = np.empty(len(self.rows))
         found[places] = self._play(tasks)
         return found
+
+
+# -- what a fit leaves behind ------------------------------------------------------------------------------------------------
+def entries(fitted: Fit) -> catalog.Extra:
+    """The fitted constants as a catalogue file: changes of the entries, which keep their names."""
+    found: catalog.Extra = {}
+    for constant, value in zip(fitted.constants, fitted.value.tolist(), strict=True):
+        entry = found.setdefault(constant.kind, {}).setdefault(constant.entry, {"base": constant.entry})
+        for path in constant.paths:
+            owner = entry
+            *parts, last = path.split(".")
+            for part in parts:
+                owner = owner.setdefault(part, {})
+            owner[last] = _text(path, value)
+    return found
+
+
+def _text(path: str, value: float) -> str | float:
+    """Four digits, in the unit that the field is written in."""
+    if path.startswith("host.forward"):
+        return f"{1e3 * value:.4g} ms"
+    return float(f"{value:.4g}") if path.startswith(("overlap", "host")) else f"{100 * value:.4g} %"
+
+
+def scores(fitted: Fit) -> dict[str, dict[str, float]]:
+    """By source, mean absolute error in percent: before the fit, and of configurations that a fit left out."""
+    found = {}
+    for source in dict.fromkeys(row.source for row in fitted.rows):
+        mine = [i for i, row in enumerate(fitted.rows) if row.source == source]
+        found[source] = {
+            "untuned_mean_pct": round(100 * float(np.abs(fitted.before[mine]).mean()), 2),
+            "left_out_mean_pct": round(100 * float(np.abs(fitted.left_out[mine]).mean()), 2),
+        }
+    return found
+
+
+def bands(fitted: Fit) -> list[dict[str, Any]]:
+    """For each GPU, stack and precision (with what they are based on) how far its rows were off while they were left out."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for i, row in enumerate(fitted.rows):
+        job, gpu = row.scenario.job, row.scenario.cluster.nodes[0].type.gpu.name
+        key = (catalog.lineage("gpus", gpu), catalog.lineage("software", job.software.name), job.precision)
+        found.setdefault(key, []).append(i)
+    return [
+        {
+            "gpu": list(gpu),
+            "software": list(software),
+            "precision": [precision],
+            "most_gpus": max(fitted.rows[i].scenario.cluster.gpus for i in mine),
+            "off_pct": sorted(round(100 * abs(float(fitted.left_out[i])), 1) for i in mine),
+        }
+        for (gpu, software, precision), mine in found.items()
+    ]
+
+
+def catalogue_text(fitted: Fit) -> str:
+    """A catalogue file, with what it was fitted on."""
+    by_source = {source: sum(row.source == source for row in fitted.rows) for source in scores(fitted)}
+    rows = ", ".join(f"{source} ({count})" for source, count in by_source.items())
+    head = textwrap.fill(
+        f"Written by `colossim calibrate`, fitted on {len(fitted.rows)} measured steps: {rows}.",
+        width=128, initial_indent="# ", subsequent_indent="# ",
+    )  # fmt: skip
+    return f"{head}\n{yaml.safe_dump(entries(fitted), sort_keys=False, width=128)}"
+
+
+def fit_sources(
+    sources: Sequence[str],
+    workers: int,
+    progress: Callable[[str, float], None] | None = None,
+    constants: Sequence[Constant] | None = None,
+) -> Fit:
+    """Fits on the published runs of some sources (or a user's file), or of all. constants: those that ship when absent.
+
+    Of all, those whose GPU has constants: the others are predictions. Raises ScenarioError if a source isn't known, or has
+    fewer configurations than constants, or if scipy isn't there.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise ScenarioError([Problem("", "calibrating needs scipy: pip install 'colossim[calibration]'")])
+    constants = shipped_constants() if constants is None else constants
+    runs = [run for source in sources for run in published(source)] if sources else published()
+    rows = rows_of(runs)
+    if not sources:
+        of_gpus = [c for c in shipped_constants() if c.kind == "gpus"]
+        rows = tuple(row for row in rows if any(touches(c, row.scenario) for c in of_gpus))
+    try:
+        if workers == 1:
+            return fit(rows, constants, progress=progress, calibrated=bool(sources))
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            return fit(rows, constants, pool=pool, progress=progress, calibrated=bool(sources))
+    except ValueError as error:
+        raise ScenarioError([Problem("", str(error))]) from None

@@ -10,15 +10,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from colossim import __version__
+from colossim.cli_calibrate import calibrate
 from colossim.cli_collectives import collectives, validate_collectives
-from colossim.words import JSON, PLOT, SET, console, picture
+from colossim.words import JSON, PLOT, SET, console, picture, progress
 
 if TYPE_CHECKING:
     from colossim.scenario.variants import Variant
@@ -112,6 +112,7 @@ def commands() -> None:
 
 
 commands.add_command(collectives)
+commands.add_command(calibrate)
 
 
 @commands.command()
@@ -146,7 +147,7 @@ def run(
     variants = load_variants(scenario, set=changes, case=case)
     if variants[0].scenario.jobs:
         return _run_jobs(variants, out, force, as_json, quiet)
-    with _progress(quiet) as tell:
+    with progress(quiet) as tell:
         rows = play_all(variants, out=out, force=force, plots=not no_plots, progress=tell)
     only = rows[0].played if len(rows) == 1 else None
     if as_json and only is not None:
@@ -170,7 +171,7 @@ def _run_jobs(variants: Sequence[Variant], out: Path | None, force: bool, as_jso
     from colossim.batch import play_jobs
     from colossim.result.jobs import show_jobs
 
-    with _progress(quiet) as tell:
+    with progress(quiet) as tell:
         found = play_jobs(variants, out=out, force=force, progress=tell)
     if not as_json:
         for label, result in found:
@@ -187,14 +188,6 @@ def _run_jobs(variants: Sequence[Variant], out: Path | None, force: bool, as_jso
     if out is not None:
         click.echo(f"written to {out}", err=True)
     return 0
-
-
-def _progress(quiet: bool) -> AbstractContextManager[Any]:
-    if quiet:
-        return nullcontext(lambda what, share: None)
-    from colossim.result.progress import Progress
-
-    return Progress()
 
 
 @commands.command()
@@ -256,7 +249,7 @@ def validate(
         return
     from colossim.validation import validate as predict
 
-    with _progress(quiet) as tell:
+    with progress(quiet) as tell:
         report = predict(source, tell, workers or os.cpu_count() or 1)
     if plot is not None:
         from colossim.plot import published

@@ -15,10 +15,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import accumulate
 from multiprocessing import active_children, get_context
-from pathlib import Path
 from typing import Any
 
 from colossim import yaml12
+from colossim.catalog import SCORES
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import read
@@ -29,8 +29,6 @@ from colossim.simulation import simulate
 
 Progress = Callable[[str, float], None]
 
-#: What the calibration found for each source: mean errors before any fit, and of configurations that a fit left out.
-CALIBRATED = Path(__file__).parent / "catalog" / "measured" / "validation.yaml"
 #: Runs that make it worth starting a process.
 _WORTH_A_WORKER = 4
 _FROM_CALIBRATION = ("untuned_mean_pct", "left_out_mean_pct")
@@ -246,5 +244,5 @@ def _half(weighted: Sequence[tuple[float, float]]) -> float:
 
 def _calibrated() -> dict[str, dict[str, float]]:
     """{source: {untuned_mean_pct, left_out_mean_pct}} that the calibration wrote."""
-    sources: dict[str, dict[str, float]] = yaml12.read_file(CALIBRATED).value["sources"]
+    sources: dict[str, dict[str, float]] = yaml12.read_file(SCORES).value["sources"]
     return sources

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,3 +36,12 @@ def picture(axes: Any, path: Path) -> None:
     from colossim.result.write import whole
 
     whole(path, partial(save, axes))
+
+
+def progress(quiet: bool) -> AbstractContextManager[Any]:
+    """A bar on stderr; called with what is being done and the share of it that is done."""
+    if quiet:
+        return nullcontext(lambda what, share: None)
+    from colossim.result.progress import Progress
+
+    return Progress()

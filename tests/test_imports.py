@@ -24,8 +24,8 @@ FLOORS = {
     "engine": 4,
     "result": 5, "plot": 5,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
-    "options": 6, "benchmark_table": 6, "calibrate": 6,
-    "words": 7, "cli_collectives": 7, "cli": 7, "__main__": 8,
+    "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6,
+    "words": 7, "cli_collectives": 7, "cli_calibrate": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
 FLOOR_3 = (
@@ -38,7 +38,9 @@ STAIRS = [
     *[
         ("result", "plot"),
         ("validation", "simulation"),
+        ("calibrate", "constants"),
         ("calibrate", "simulation"),
+        ("calibrate", "validation"),
         ("explain", "simulation"),
         ("batch", "simulation"),
         ("jobs", "simulation"),
@@ -47,7 +49,13 @@ STAIRS = [
         ("batch", "offered"),
         ("measured", "alone"),
         ("options", "alone"),
-        *[("cli_collectives", "words"), ("cli", "words"), ("cli", "cli_collectives")],
+        *[
+            ("cli_collectives", "words"),
+            ("cli", "words"),
+            ("cli", "cli_collectives"),
+            ("cli_calibrate", "words"),
+            ("cli", "cli_calibrate"),
+        ],
         *[("benchmark_table", below) for below in ("alone", "options", "simulation")],
     ],
 ]

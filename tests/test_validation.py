@@ -155,7 +155,7 @@ def test_a_worker_that_is_killed_is_told(monkeypatch):
 def test_the_calibration_leaves_two_columns(tmp_path, monkeypatch):
     path = tmp_path / "validation.yaml"
     path.write_text(f"sources:\n  {FAST}: {{untuned_mean_pct: 9.5, left_out_mean_pct: 1.25}}\n")
-    monkeypatch.setattr(validation, "CALIBRATED", path)
+    monkeypatch.setattr(validation, "SCORES", path)
     report = validate(FAST)
     assert report["sources"][FAST]["untuned_mean_pct"] == 9.5
     head, _, row, *_ = markdown(report).splitlines()

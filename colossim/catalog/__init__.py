@@ -29,6 +29,10 @@ KINDS: dict[str, type[Entry]] = {
 _HOLDING = frozenset({"gpu"})
 Extra = dict[str, dict[str, Any]]
 _HERE = Path(__file__).parent
+#: What `colossim calibrate` found for entries that ship.
+CALIBRATED = _HERE / "calibrated.yaml"
+#: How far published runs are predicted off before that, and while they were left out of it.
+SCORES = _HERE / "measured" / "validation.yaml"
 
 
 def names(kind: str, extra: Extra | None = None) -> list[str]:
@@ -37,29 +41,44 @@ def names(kind: str, extra: Extra | None = None) -> list[str]:
     return sorted(shipped | set((extra or {}).get(kind, {})))
 
 
-def entry(kind: str, name: str, extra: Extra | None = None) -> dict[str, Any]:
-    """The fields of an entry, as written. Raises ValueError with the nearest name if there is none."""
+def entry(kind: str, name: str, extra: Extra | None = None, *, calibrated: bool = True) -> dict[str, Any]:
+    """The fields of an entry, as written. Raises ValueError with the nearest name if there is none.
+
+    calibrated: with what `colossim calibrate` found for those that ship (calibrated.yaml, a catalogue file like a user's).
+    """
     own = (extra or {}).get(kind, {})
     if name in own:
         # its own `base` may be an entry of the same name that ships
         others = {**(extra or {}), kind: {key: item for key, item in own.items() if key != name}}
-        return {**based(kind, own[name], others), "name": name}
+        return {**based(kind, own[name], others, calibrated=calibrated), "name": name}
     known = names(kind, extra)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
         raise ValueError(f"`{name}` is not in the catalogue of {kind}: {hint}")
-    return {**based(kind, _shipped(kind, name)), "name": name}
+    fields = based(kind, _shipped(kind, name), calibrated=calibrated)
+    if calibrated:
+        found = _calibrated().get(kind, {}).get(name, {})
+        fields = _changed(fields, {key: item for key, item in found.items() if key != "base"})
+    return {**fields, "name": name}
 
 
-def based(kind: str, fields: dict[str, Any], extra: Extra | None = None) -> dict[str, Any]:
+@cache
+def _calibrated() -> Extra:
+    found: Extra = yaml12.read_file(CALIBRATED).value
+    return found
+
+
+def based(kind: str, fields: dict[str, Any], extra: Extra | None = None, *, calibrated: bool = True) -> dict[str, Any]:
     """Fields with their `base: NAME` filled in, mappings field by field. Raises ValueError."""
     if "base" not in fields:
         return fields
     base = fields["base"]
     if not isinstance(base, str):
         raise ValueError(f"`base` is a name of the catalogue of {kind}, and the fields beside it are changes")
-    return _changed(entry(kind, base, extra), {key: item for key, item in fields.items() if key != "base"})
+    return _changed(
+        entry(kind, base, extra, calibrated=calibrated), {key: item for key, item in fields.items() if key != "base"}
+    )
 
 
 def lineage(kind: str, name: str, extra: Extra | None = None) -> tuple[str, ...]:
@@ -93,9 +112,10 @@ def _shipped(kind: str, name: str) -> dict[str, Any]:
     return value
 
 
-def load(kind: str, name: str, extra: Extra | None = None) -> Entry:
+def load(kind: str, name: str, extra: Extra | None = None, *, calibrated: bool = True) -> Entry:
     """An entry, validated. Raises ValueError (pydantic's included) if it is unknown or wrong."""
-    return KINDS[kind].model_validate(entry(kind, name, extra), context={"catalog": extra or {}})
+    fields = entry(kind, name, extra, calibrated=calibrated)
+    return KINDS[kind].model_validate(fields, context={"catalog": extra or {}})
 
 
 def read_extra(path: Path) -> yaml12.Document:

@@ -13,6 +13,7 @@ from colossim import __version__
 from colossim.engine.record import CATEGORIES, LinkUse, StepRecord
 from colossim.errors import SimulationError
 from colossim.flows import Pinned
+from colossim.result.confidence import error_band
 from colossim.result.power import power_of
 from colossim.result.routing import routing_of
 from colossim.scenario.plan import Plan
@@ -29,7 +30,8 @@ class Result:
     Per-GPU figures are per GPU in the job. breakdown_s: seconds of the rank class that computes longest, by what they
     went to; they add up to step_time_s. links: a link class each. mix: what a job of several node types costs itself.
     collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind that a step runs. routing: what it does to
-    flows (`result.routing`). notes: keys of the scenario that changed nothing. record: the played step, for plots.
+    flows (`result.routing`). error_band: how far published runs like it are predicted off (`result.confidence`). notes: keys of
+    the scenario that changed nothing. record: the played step, for plots.
     """
 
     scenario: str
@@ -59,6 +61,7 @@ class Result:
     energy_per_step_J: float
     time_to_train_s: float | None
     assumptions: tuple[str, ...]
+    error_band: dict[str, Any]
     notes: tuple[str, ...]
     mix: dict[str, Any] | None
     classes: dict[str, int]
@@ -162,6 +165,7 @@ def build_result(
         energy_per_step_J=power.energy,
         time_to_train_s=None if tokens is None else tokens / tokens_per_step * step,
         assumptions=tuple(assumptions),
+        error_band=error_band(scenario, plan),
         notes=tuple(notes),
         mix=mix,
         classes=classes,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from colossim.engine.record import LABEL
+from colossim.result.confidence import said
 from colossim.result.fabric import show_fabric
 from colossim.result.result import ARROW, kind_of
 from colossim.units import (
@@ -76,6 +77,7 @@ def show(result: Result, console: Console) -> None:
     if result.collectives:
         _say(console, ("Collectives", "bold"), f" {'; '.join(collectives(result.collectives))}.")
     _say(console, ("Routing", "bold"), f" {routing(result.routing)}.")
+    _say(console, (said(result.error_band), ""))
     for title, lines in (("Assumed:", result.assumptions), ("Note:", result.notes)):
         for line in lines:
             _say(console, (title, "dim"), f" {line}")
