@@ -60,8 +60,14 @@ class Pinned:
         channel = np.repeat(np.arange(len(parts)), [0 if part is None else part.group.size for part in parts])
         members = Members.of(cluster)
         capacity = members.capacity()
-        # A connection is its channel's own: its number and its two ends are what is hashed.
-        key = (channel * gpus + flows.src) * gpus + flows.dst
+        # A connection is its channel's own. Its number in its job and its two ends are what is hashed, and these as machines:
+        # a job draws the same paths alone and among others.
+        first = {c.job: number for number, c in reversed(list(enumerate(traffic.channels)))}
+        own = np.array([number - first[c.job] for number, c in enumerate(traffic.channels)])[channel]
+        most = max(t.gpus for t in cluster.node_types)
+        machine = cluster.gpu_node.astype(np.int64) * most + cluster.gpu_local
+        ends = cluster.nodes * most
+        key = (own * ends + machine[flows.src]) * ends + machine[flows.dst]
         paths = hashed_paths(
             members,
             flows.src,
@@ -158,22 +164,22 @@ class Pinned:
                 return np.unique(label, return_inverse=True)[1]
 
     def apart(self, most: int = SAMPLED) -> Ints:
-        """(R,) 0, or a number of its own for the ranks of each of the `most` replicas with the slowest flows.
+        """(R,) 0, or a number of its own for the ranks of each of the `most` replicas of a job with the slowest flows.
 
-        All of them if they are no more. Slow: the sum over a replica's groups of s/byte, each channel in flight alone.
+        All of a job's if they are no more. Slow: the sum over a replica's groups of s/byte, each channel in flight alone.
         """
         replica = self.replicas
         count = int(replica.max()) + 1
-        if count <= most:
-            return replica + 1
-        slow = np.zeros(count)
+        slow, job = np.zeros(count), np.zeros(count, np.int64)
         for number, channel in enumerate(self.traffic.channels):
-            if channel.name not in _ACROSS:
-                rates = self.alone(number)[number]
-                np.add.at(slow, replica[channel.members[:, 0]], 1.0 / rates)
-        chosen = np.argsort(-slow, kind="stable")[:most]
+            of = replica[channel.members[:, 0]]
+            job[of] = channel.job
+            if channel.name not in _ACROSS and count > most:
+                np.add.at(slow, of, 1.0 / self.alone(number)[number])
         numbers = np.zeros(count, np.int64)
-        numbers[chosen] = np.arange(1, most + 1)
+        chosen = [np.flatnonzero(job == which) for which in np.unique(job)]
+        chosen = [own[np.argsort(-slow[own], kind="stable")[:most]] for own in chosen]
+        numbers[np.concatenate(chosen)] = np.arange(1, sum(map(len, chosen)) + 1)
         return numbers[replica]
 
 
