@@ -8,7 +8,7 @@ are in flight: a step meets few such sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from colossim.cluster.hashed import Members, hashed_paths
 from colossim.footprint import Floats, Flows, Ints
-from colossim.maxmin import max_min
+from colossim.maxmin import Rows, fill
 from colossim.traffic import Traffic
 
 Kind = tuple[int, int]
@@ -31,12 +31,21 @@ SAMPLED = 4
 MOST_NEAR = 16
 
 
+class Part(NamedTuple):
+    """Flows that come and go together. group: (flows,) of the channel; rows: of their queue pairs."""
+
+    channel: int
+    group: Ints
+    rows: Rows
+
+
 @dataclass(frozen=True)
 class Pinned:
     """All pinned flows of a job. F flows of S queue pairs.
 
     flows: group of its channel, ends, weight.  channel: (F,).  pairs: queue pairs a flow.
-    who, where: (rows,) queue pair and link: member links of the fabric first, then NICs out, NICs in.  capacity: (links,).
+    who, where: (rows,) queue pair and member link of the fabric, those of a pair side by side.
+    capacity: (links,) bytes/s of the fabric's links, then of NICs out and NICs in.
     sprayed: names of channels whose flows are too many to be told apart; they are left to average out.
     """
 
@@ -54,7 +63,7 @@ class Pinned:
     def of(traffic: Traffic, seed: int) -> Pinned:
         """Draws the paths. seed: of the hash."""
         cluster = traffic.cluster
-        fabric, gpus = cluster.fabric, cluster.gpus
+        fabric = cluster.fabric
         parts = [c.footprint.flows for c in traffic.channels]
         flows = Flows.joined([part for part in parts if part is not None])
         channel = np.repeat(np.arange(len(parts)), [0 if part is None else part.group.size for part in parts])
@@ -79,74 +88,69 @@ class Pinned:
             policy="static" if fabric.routing == "static" else "ecmp",
             alive=capacity > 0,
         )
-        pair = np.arange(paths.flow.size)
-        who = np.concatenate([paths.who, pair, pair])
-        where = np.concatenate(
-            [paths.where, members.links + flows.src[paths.flow], members.links + gpus + flows.dst[paths.flow]]
-        )
-        order = np.argsort(who, kind="stable")
         return Pinned(
             traffic=traffic,
             members=members,
             flows=flows,
             channel=channel,
             pairs=paths.flow.size // max(1, flows.group.size),
-            who=who[order].astype(np.int32),
-            where=where[order].astype(np.int32),
+            who=paths.who,
+            where=paths.where,
             capacity=np.concatenate([capacity, cluster.nic, cluster.nic]),
             sprayed=tuple(c.name for c, part in zip(traffic.channels, parts, strict=True) if part is None),
         )
 
     @cached_property
-    def _width(self) -> Ints:
-        """(S,) rows of each queue pair."""
-        return np.bincount(self.who, minlength=self.flows.group.size * self.pairs)
+    def _span(self) -> tuple[Ints, Ints]:
+        """(S,) first row and number of rows of each queue pair."""
+        width = np.bincount(self.who, minlength=self.flows.group.size * self.pairs)
+        return np.cumsum(width) - width, width
 
-    @cached_property
-    def _start(self) -> Ints:
-        """(S,) first row of each queue pair."""
-        return np.cumsum(self._width) - self._width
+    def rows(self, chosen: Ints, *, nics: bool) -> Rows:
+        """What the queue pairs of some flows put on links, those of a flow side by side. chosen: numbers of flows, ascending.
 
-    def pair_rates(self, active: NDArray[np.bool_], *, nics: bool = True) -> Floats:
-        """(S of the active flows,) bytes/s of an edge that their queue pairs allow, max-min fair. active: (F,).
-
-        A queue pair moves its part of the edges that its flow stands for: weight / pairs of that rate. nics: whether flows
-        share their NICs, too; else a NIC is only a limit to each of them, and sharing it is left to the engine.
+        A queue pair moves its part of the edges that its flow stands for: weight / pairs of the rate of one. nics: whether
+        flows share their NICs, too; else a NIC is only a limit to each of them, and sharing it is left to the engine.
         """
-        chosen = np.flatnonzero(active)
         pair = (chosen[:, None] * self.pairs + np.arange(self.pairs)).ravel()
-        count, width = pair.size, self._width[pair]
-        who = np.repeat(np.arange(count), width)
         # A pair's rows are side by side: those of the chosen ones, without a look at the others.
-        first = self._start[pair] - (np.cumsum(width) - width)
-        where = self.where[np.repeat(first, width) + np.arange(who.size)]
-        cap = np.full(count, np.inf)
-        if not nics:
-            fabric = where < self.members.links
-            who, where = who[fabric], where[fabric]
-            nic = self.traffic.cluster.nic
-            cap = np.repeat(np.minimum(nic[self.flows.src[chosen]], nic[self.flows.dst[chosen]]), self.pairs)
-        met = np.zeros(self.capacity.size, dtype=bool)
-        met[where] = True
-        number = np.cumsum(met) - 1
-        weight = np.repeat(self.flows.weight[chosen] / self.pairs, self.pairs)[who]
-        return max_min(who, number[where], weight, self.capacity[met], cap)
+        first, width = (each.take(pair) for each in self._span)
+        who = np.repeat(np.arange(pair.size), width)
+        rows = np.repeat(first - (np.cumsum(width) - width), width)
+        rows += np.arange(rows.size)
+        where = self.where.take(rows)
+        src, dst = (np.repeat(end[chosen], self.pairs) for end in (self.flows.src, self.flows.dst))
+        nic = self.traffic.cluster.nic
+        cap = np.full(pair.size, np.inf) if nics else np.minimum(nic[src], nic[dst])
+        if nics:
+            links, ends = self.members.links, np.arange(pair.size)
+            who = np.concatenate([who, ends, ends])
+            where = np.concatenate([where, links + src, links + nic.size + dst])
+        weight = np.repeat(self.flows.weight[chosen] / self.pairs, self.pairs)
+        return Rows.of(who, where, weight.take(who), cap)
 
-    def group_rates(self, active: NDArray[np.bool_]) -> list[Floats]:
-        """For each channel (G,) bytes/s of an edge that the fabric allows each group's slowest flow; inf where it has none."""
-        found = [np.full(channel.groups, np.inf) for channel in self.traffic.channels]
-        if not active.any():
-            return found
-        pace = self.pair_rates(active, nics=False).reshape(-1, self.pairs).min(axis=1)
-        group, channel = self.flows.group[active], self.channel[active]
-        for number in np.flatnonzero(np.bincount(channel)):
-            mine = channel == number
-            np.minimum.at(found[number], group[mine], pace[mine])
+    def pair_rates(self, active: NDArray[np.bool_]) -> Floats:
+        """(S of the active flows,) bytes/s of an edge that their queue pairs allow, max-min fair. active: (F,)."""
+        return fill([self.rows(np.flatnonzero(active), nics=True)], self.capacity)[0]
+
+    def part(self, channel: int, chosen: Ints) -> Part:
+        """Some of a channel's flows, of numbers that ascend."""
+        return Part(channel, self.flows.group[chosen], self.rows(chosen, nics=False))
+
+    def group_rates(self, parts: Sequence[Part]) -> dict[int, Floats]:
+        """{channel: (G,) bytes/s of an edge} that the fabric allows each group's slowest flow of all these; inf without."""
+        found = {part.channel: np.full(self.traffic.channels[part.channel].groups, np.inf) for part in parts}
+        rates, _ = fill([part.rows for part in parts], self.capacity)
+        ends = np.cumsum([part.rows.cap.size for part in parts])
+        for part, own in zip(parts, np.split(rates, ends[:-1]), strict=True):
+            np.minimum.at(
+                found[part.channel], part.group, own.reshape(part.group.size, self.pairs).min(axis=1, initial=np.inf)
+            )
         return found
 
-    def alone(self, number: int) -> list[Floats]:
-        """`group_rates` when all groups of one channel are in flight, and no others."""
-        return self.group_rates(self.channel == number)
+    def alone(self, number: int) -> Floats:
+        """(G,) `group_rates` of a channel when all of its groups are in flight, and no others."""
+        return self.group_rates([self.part(number, np.flatnonzero(self.channel == number))])[number]
 
     @cached_property
     def replicas(self) -> Ints:
@@ -175,7 +179,7 @@ class Pinned:
             of = replica[channel.members[:, 0]]
             job[of] = channel.job
             if channel.name not in _ACROSS and count > most:
-                np.add.at(slow, of, 1.0 / self.alone(number)[number])
+                np.add.at(slow, of, 1.0 / self.alone(number))
         numbers = np.zeros(count, np.int64)
         chosen = [np.flatnonzero(job == which) for which in np.unique(job)]
         chosen = [own[np.argsort(-slow[own], kind="stable")[:most]] for own in chosen]
@@ -186,8 +190,9 @@ class Pinned:
 class _Role(NamedTuple):
     """What a class of groups counts as. Sets are integers with a bit for each unit.
 
-    unit: number of what comes and goes as one.  bit: the unit's own.  near: units that share links with it; 0 if it has no
-    flows.  typical: of the replicas that aren't apart.  sampled: whether some classes of its channel stand for those.
+    unit: number of what comes and goes as one: a kind, or where they are crowded a channel.  bit: the unit's own.
+    near: units that share links with it.  bit and near are 0 if it has no flows.  typical: of the replicas that aren't
+    apart.  sampled: whether some classes of its channel stand for those.
     """
 
     channel: int
@@ -215,49 +220,38 @@ class Pace:
     typical: tuple[NDArray[np.bool_], ...]
     _known: dict[tuple[int, int], Floats] = field(default_factory=dict)
     _roles: dict[Kind, _Role] = field(default_factory=dict)
+    _parts: dict[int, Part] = field(default_factory=dict)
 
     @cached_property
-    def _flow_kind(self) -> Ints:
-        """(F,) place of each flow's kind in `_all`."""
+    def _kinds_of_flows(self) -> tuple[dict[Kind, int], Ints]:
+        """The kinds that have flows, numbered, and (F,) that of each flow."""
         flows, channel = self.pinned.flows, self.pinned.channel
         kind = np.zeros(flows.group.size, np.int64)
         for number, colours in enumerate(self.colours):
             mine = channel == number
             kind[mine] = self.kinds[number][colours[flows.group[mine]]]
-        return channel * self._stride + kind
-
-    @property
-    def _stride(self) -> int:
-        return 1 + max(int(kinds.max(initial=0)) for kinds in self.kinds)
+        stride = 1 + max(int(kinds.max(initial=0)) for kinds in self.kinds)
+        present, of = np.unique(channel * stride + kind, return_inverse=True)
+        return {(int(each) // stride, int(each) % stride): i for i, each in enumerate(present)}, of
 
     @cached_property
-    def _near(self) -> dict[Kind, frozenset[Kind]]:
-        """For each kind with flows those that share a link with it, itself among them."""
-        size = np.bincount(self._flow_kind, minlength=len(self.colours) * self._stride)
-        present = np.flatnonzero(size)
-        place = np.cumsum(size > 0) - 1
-        fabric = self.pinned.where < self.pinned.members.links
-        kind = place[np.repeat(self._flow_kind, self.pinned.pairs)]
-        # Each kind once a link, link by link: m kinds on one link are m^2 pairs.
-        row = np.sort(self.pinned.where[fabric].astype(np.int64) * present.size + kind[self.pinned.who[fabric]])
-        row = row[np.diff(row, prepend=-1) > 0]
-        link, user = row // present.size, row % present.size
-        first = np.flatnonzero(np.diff(link, prepend=-1))
-        many = np.diff(first, append=row.size)
-        sharing = np.repeat(many, many)
-        one = np.repeat(user, sharing)
-        within = np.arange(one.size) - np.repeat(np.cumsum(sharing) - sharing, sharing)
-        together = np.eye(present.size, dtype=bool)
-        together[one, user[np.repeat(np.repeat(first, many), sharing) + within]] = True
-        names = [(int(number) // self._stride, int(number) % self._stride) for number in present]
-        return {
-            name: frozenset(names[j] for j in np.flatnonzero(row)) for name, row in zip(names, together, strict=True)
-        }
+    def _near(self) -> list[int]:
+        """For each kind with flows those that share a link with it, itself among them: a bit for each."""
+        kinds, of = self._kinds_of_flows
+        row = np.repeat(of, self.pinned.pairs)[self.pinned.who].astype(np.uint16 if len(kinds) < 2**16 else np.int64)
+        order = np.argsort(row, kind="stable")
+        links = np.split(self.pinned.where[order], np.cumsum(np.bincount(row, minlength=len(kinds)))[:-1])
+        users = np.zeros((self.pinned.members.links, -(-len(kinds) // 64)), "<u8")
+        for i, own in enumerate(links):
+            users[own, i // 64] |= np.uint64(1 << i % 64)
+        return [
+            int.from_bytes(np.bitwise_or.reduce(users[own]).tobytes(), "little") | 1 << i for i, own in enumerate(links)
+        ]
 
     @cached_property
     def crowded(self) -> bool:
         """Whether some kind shares links with so many others that whole channels count as in flight."""
-        return max(map(len, self._near.values()), default=0) > MOST_NEAR + 1
+        return max((near.bit_count() for near in self._near), default=0) > MOST_NEAR + 1
 
     @property
     def governed(self) -> frozenset[int]:
@@ -288,35 +282,34 @@ class Pace:
     def _role(self, item: Kind) -> _Role:
         """What a class of groups counts as, found once."""
         channel, index = item
-        kind = (channel, int(self.kinds[channel][index]))
-        near = 0
-        if kind in self._near:
-            near = -1 if self.crowded else sum(1 << self._unit(other) for other in self._near[kind])
-        unit = self._unit(kind)
+        number = self._kinds_of_flows[0].get((channel, int(self.kinds[channel][index])))
+        near = unit = 0
+        if number is not None:
+            near, unit = (-1, channel) if self.crowded else (self._near[number], number)
         typical = self.typical[channel]
-        role = _Role(channel, unit, 1 << unit, near, bool(typical[index]), bool(typical.any()))
+        bit = 1 << unit if near else 0
+        role = _Role(channel, unit, bit, near, bool(typical[index]), bool(typical.any()))
         self._roles[item] = role
         return role
 
-    def _unit(self, kind: Kind) -> int:
-        """Number of what comes and goes as one: a kind, or where they are crowded a channel."""
-        return kind[0] if self.crowded else kind[0] * self._stride + kind[1]
-
-    @cached_property
-    def _flow_unit(self) -> Ints:
-        """(F,) what each flow belongs to."""
-        return self.pinned.channel if self.crowded else self._flow_kind
-
     def _solved(self, role: _Role, beside: int) -> Floats:
         """(classes,) of the role's channel, when these units are in flight (a bit each)."""
-        units = [unit for unit in range(beside.bit_length()) if beside >> unit & 1]
-        wanted = np.zeros(len(self.colours) * self._stride, dtype=bool)
-        wanted[units] = True
-        rates = self.pinned.group_rates(wanted[self._flow_unit])
-        for unit in units if self.crowded else [role.unit]:
-            channel = unit if self.crowded else role.channel
-            self._known[unit, beside] = _by_class(rates[channel], self.colours[channel], self.typical[channel])
+        parts = {unit: self._part(unit) for unit in range(beside.bit_length()) if beside >> unit & 1}
+        rates = self.pinned.group_rates(list(parts.values()))
+        by_class = {
+            channel: _by_class(found, self.colours[channel], self.typical[channel]) for channel, found in rates.items()
+        }
+        # All of these units may be asked for beside the same others.
+        for unit, part in parts.items():
+            self._known[unit, beside] = by_class[part.channel]
         return self._known[role.unit, beside]
+
+    def _part(self, unit: int) -> Part:
+        """The flows of a unit, found once."""
+        if unit not in self._parts:
+            flows = np.flatnonzero((self.pinned.channel if self.crowded else self._kinds_of_flows[1]) == unit)
+            self._parts[unit] = self.pinned.part(int(self.pinned.channel[flows[0]]), flows)
+        return self._parts[unit]
 
     @property
     def solves(self) -> int:

@@ -204,12 +204,14 @@ def _together(
         (overlap.compute, overlap.transfer),
         pace=pace,
         writes=writes_of(scenario),
+        until=[job[:STEPS][-1] for job in gates],
     )
-    ends = [[0.0, *(float(gate.time or 0.0) for gate in job)] for job in gates]
+    ends = [[0.0, *(gate.time for gate in job if gate.time is not None)] for job in gates]
+    stopped = max(times[-1] for times in ends)
     for job in set(range(len(ends))) - meeting:
         ends[job] = [i * ends[job][1] for i in range(steps[job] + 1)]
-    # Until here all jobs were running.
-    all_run = min(times[-1] for times in ends)
+    # Until here all jobs were running: the play ends in the middle of what others do, if they haven't run out of steps.
+    all_run = min(times[-1] if len(times) > count else stopped for times, count in zip(ends, steps, strict=True))
     means = []
     for times in ends:
         whole = max(1, sum(end <= all_run * (1 + 1e-12) for end in times[1:]))

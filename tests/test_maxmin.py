@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossim.maxmin import fill, max_min
+from colossim.maxmin import Rows, fill, max_min
 
 INF = float("inf")
 
@@ -172,7 +172,7 @@ def test_ties_are_one_round():
     """Flow 1 on links of 0.1 + 0.2 and of 0.3, each with another flow: equal but for rounding, they freeze together."""
     rows = np.array([(0, 0), (1, 0), (1, 1), (2, 1)])
     assert 0.1 + 0.2 > 0.3
-    rate, rounds = fill(rows[:, 0], rows[:, 1], np.ones(4), np.array([0.1 + 0.2, 0.3]), np.full(3, INF))
+    rate, rounds = fill([Rows.of(rows[:, 0], rows[:, 1], np.ones(4), np.full(3, INF))], np.array([0.1 + 0.2, 0.3]))
     assert rate == pytest.approx([0.15] * 3, rel=1e-12)
     assert rounds == 1
 
@@ -180,7 +180,7 @@ def test_ties_are_one_round():
 def test_many_levels_are_one_round():
     """A thousand links of capacities 1 to 1000 with two flows each, apart: a thousand levels, one round."""
     flows = np.arange(2000)
-    rate, rounds = fill(flows, flows // 2, np.ones(2000), np.arange(1.0, 1001.0), np.full(2000, INF))
+    rate, rounds = fill([Rows.of(flows, flows // 2, np.ones(2000), np.full(2000, INF))], np.arange(1.0, 1001.0))
     assert rate.tolist() == (np.arange(1.0, 1001.0) / 2).repeat(2).tolist()
     assert rounds == 1
 
@@ -191,7 +191,7 @@ def test_a_chain_is_a_round_a_link():
     rows = [(flow, flow + side, 1.0) for flow in range(links - 1) for side in (0, 1)]
     who, where, weight = (np.array(column) for column in zip(*rows, strict=True))
     capacity = 3.0 ** np.arange(links)
-    rate, rounds = fill(who, where, weight, capacity, np.full(links - 1, INF))
+    rate, rounds = fill([Rows.of(who, where, weight, np.full(links - 1, INF))], capacity)
     expected = [1.0]
     for i in range(1, links - 1):
         expected.append(capacity[i] - expected[-1])

@@ -104,11 +104,15 @@ class Network:
         self._heap: list[tuple[float, int, int, Any]] = []
         self._sequence = 0
         self._wake_at = float("inf")
+        #: times that SimPy has an event for
+        self._timers: set[float] = set()
         self._dirty: dict[Activity, None] = {}
         self._dirty_links: set[int] = set()
-        self._settling = False
-        #: what each component's activities are like: their rates, and their links, which keep their ids while they stand here
-        self._filled: dict[tuple[tuple[int, float, float], ...], tuple[list[float], list[tuple[Any, ...]]]] = {}
+        self._settling = self._waking = False
+        #: rates of components, by what their activities are like; links are told by their numbers here
+        self._filled: dict[tuple[tuple[int, float, float], ...], list[float]] = {}
+        #: by id, which they keep while they stand here
+        self._places: dict[int, tuple[int, Any]] = {}
 
     def add_link(self, capacity: float) -> int:
         """Number of a further link."""
@@ -126,6 +130,9 @@ class Network:
 
     def _arm(self, when: float) -> None:
         self._wake_at = when
+        if when in self._timers:
+            return  # one stands from before something earlier came between
+        self._timers.add(when)
         event = simpy.Event(self.env)
         event._ok = True
         event._value = when
@@ -133,19 +140,34 @@ class Network:
         self.env.schedule(event, delay=max(0.0, when - self.env.now))
 
     def _wake(self, event: simpy.Event) -> None:
+        self._timers.remove(event._value)
         if event._value != self._wake_at:
             return  # a stale timer
         now = self.env.now
         limit = max(now, self._wake_at) * (1 + _SAME_INSTANT)
         heap = self._heap
-        self._wake_at = float("inf")
+        self._wake_at = -float("inf")  # one timer for all that is due from here on
+        self._waking = True
         while heap and heap[0][0] <= limit:
             _, _, version, item = heapq.heappop(heap)
             if version == item.version:
                 item.due(self)
+        self._waking = False
+        self._wake_at = float("inf")
+        if self._settling and self.env.peek() > self.env.now:
+            self._settle()  # nothing else happens at this instant
+            return
+        if self._settling:
+            self._schedule_settling()
+        self._rearm(float("inf"))
+
+    def _rearm(self, standing: float) -> None:
+        """Sets the timer for the earliest deadline, if that is before the one that stands."""
+        heap = self._heap
         while heap and heap[0][2] != heap[0][3].version:
             heapq.heappop(heap)
-        if heap and heap[0][0] < self._wake_at:
+        self._wake_at = standing
+        if heap and heap[0][0] < standing:
             self._arm(heap[0][0])
 
     # -- activities --------------------------------------------------------------------------------------------------
@@ -202,19 +224,24 @@ class Network:
     def _request(self) -> None:
         if not self._settling:
             self._settling = True
-            event = simpy.Event(self.env)
-            event._ok = True
-            event._value = None
-            event.callbacks.append(self._settle)
-            self.env.schedule(event, priority=_LAST)
+            if not self._waking:
+                self._schedule_settling()
+
+    def _schedule_settling(self) -> None:
+        event = simpy.Event(self.env)
+        event._ok = True
+        event._value = None
+        event.callbacks.append(self._settle)
+        self.env.schedule(event, priority=_LAST)
 
     def _record(self, activity: Activity, now: float) -> None:
         if activity.log is not None and now > activity.since and activity.rate > 0:
             activity.log.append((activity.since, now, activity.rate))
 
     # -- rates -------------------------------------------------------------------------------------------------------
-    def _settle(self, _: simpy.Event) -> None:
+    def _settle(self, _: simpy.Event | None = None) -> None:
         self._settling = False
+        standing, self._wake_at = self._wake_at, -float("inf")
         if self._changed:
             self._repace()
         seeds = dict(self._dirty)
@@ -235,7 +262,10 @@ class Network:
                 rates = self._fill_crowd(component)
             now = self.env.now
             for activity, rate in zip(component, rates, strict=True):
-                self._set_rate(activity, rate, now)
+                # A rate that did not change keeps its deadline: most do not.
+                if abs(rate - activity.rate) > _SAME_INSTANT * rate:
+                    self._set_rate(activity, rate, now)
+        self._rearm(standing)
 
     def _component(self, seed: Activity, seen: set[Activity]) -> list[Activity]:
         component = [seed]
@@ -263,14 +293,25 @@ class Network:
         return rate
 
     def _recall(self, component: list[Activity]) -> list[float]:
-        """The rates of `_fill`, which depend on nothing but the key here."""
-        key = tuple([(id(activity.links), activity.cap, activity.stretch) for activity in component])
+        """The rates of `_fill`, which depend on nothing but the key here. Puts the component in an order of its own."""
+        if len(self._filled) >= _REMEMBERED:
+            self._filled.clear()
+            self._places.clear()
+        places = self._places
+        placed: list[tuple[int, float, float, int]] = []
+        for activity in component:
+            links = activity.links
+            place = places.get(id(links))
+            if place is None:
+                place = places[id(links)] = len(places), links
+            placed.append((place[0], activity.cap, activity.stretch, len(placed)))
+        placed.sort()
+        component[:] = [component[which] for *_, which in placed]
+        key = tuple([item[:3] for item in placed])
         found = self._filled.get(key)
         if found is None:
-            if len(self._filled) >= _REMEMBERED:
-                self._filled.clear()
-            found = self._filled[key] = self._fill(component), [activity.links for activity in component]
-        return found[0]
+            found = self._filled[key] = self._fill(component)
+        return found
 
     def _fill(self, component: list[Activity]) -> list[float]:
         """Progressive filling: raise all rates together; what saturates, or meets its own cap, stands still."""
@@ -340,9 +381,6 @@ class Network:
                 self._dirty[activity] = None
 
     def _set_rate(self, activity: Activity, rate: float, now: float) -> None:
-        # A rate that did not change keeps its deadline: most do not.
-        if abs(rate - activity.rate) <= _SAME_INSTANT * rate:
-            return
         if now > activity.since:
             activity.remaining -= activity.rate * (now - activity.since)
             self._record(activity, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.flows import Pace
-from colossim.legs import SLOWING, Leg, Segment
+from colossim.legs import SLOWING, Gate, Leg, Segment
 from colossim.quotient import GroupClass, LinkClass, Quotient
 from colossim.traffic import BOUNDARY_CHANNELS, STORAGE
 
@@ -39,12 +39,14 @@ def play(
     pace: Pace | None = None,
     chunking: Chunking | None = None,
     writes: float = 0.0,
+    until: Sequence[Gate] = (),
 ) -> StepRecord:
     """Plays one step of the folded job.
 
     legs: a compiled program a rank class.  slowdown: (x, y) of overlap.  progress: called with the share of the
     passes that have been played.  pace: of flows that routing pins to paths.  chunking: play messages one by one; the
     quotient is that of the identity partition.  writes: bytes/s that every rank writes to storage beside the step.
+    until: gates at which the play ends when all have been passed, though ranks have more to do; none: when nobody has.
     """
     env = simpy.Environment()
     network = Network(env, (link.capacity for link in quotient.links), pace)
@@ -92,7 +94,15 @@ def play(
     writing = [g for (name, _), own in zip(quotient.channels, groups, strict=True) if name == STORAGE for g in own]
     for group in writing:
         group.arrive("writes", Timing(writes * _WRITING, 0.0, writes))
-    _run(env, members, processes, progress)
+    if until:
+        for gate in until:
+            gate.event = env.event()
+        env.run(until=env.all_of([gate.event for gate in until]))
+        for member, process in zip(members, processes, strict=True):
+            if process.is_alive:
+                member.end = env.now
+    else:
+        _run(env, members, processes, progress)
     step_time = max(member.end for member in members)
     for group in writing:
         # They go on when the step is over; these are its own.

@@ -57,7 +57,7 @@ def collisions(pinned: Pinned, used: frozenset[tuple[str, str]]) -> dict[str, An
     # What each flow would ask for if only the NICs at its ends were shared.
     out, into = (np.bincount(end, weights=weight, minlength=cluster.gpus)[end] / cluster.nic[end] for end in (src, dst))
     asked = weight / np.maximum(out, into)
-    rows = np.repeat(active, pinned.pairs)[pinned.who] & (pinned.where < pinned.members.links)
+    rows = np.repeat(active, pinned.pairs)[pinned.who]
     flow = (np.cumsum(active) - 1)[pinned.who[rows] // pinned.pairs]
     return {
         **found,
