@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from colossim.catalog.types import Host
 from colossim.scenario.derive import Plan
-from colossim.scenario.schema import JobSpec
+from colossim.scenario.schema import JobSpec, Recompute
 from colossim.workload.layers import WIDTH, LayerOps
 from colossim.workload.program import (
     Collective,
@@ -100,7 +101,9 @@ class _Builder:
         if host is None:
             return 0.0
         layers = range(len(self._shape(stage, chunk)[0]))
-        factor = {"none": host.backward, "selective": host.backward, "full": host.backward_full}
+        # By operator nearly all kernels are launched again.
+        again = ("full", "selective-op")
+        factor = {how: host.backward_full if how in again else host.backward for how in get_args(Recompute)}
         whole = host.forward * sum(1.0 if kind == "F" else factor[self.job.recomputed(i)] for i in layers)
         begins = chunk == (0 if kind == "F" else self.plan.chunks - 1)
         whole += host.micro_batch if begins else 0.0
@@ -165,7 +168,7 @@ class _Builder:
         ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += states.gather_layers(layers, i, -1)
-            ops += self._now(self.ops.backward(layers[i], again=self.job.recomputed(i) == "full"))
+            ops += self._now(self.ops.backward(layers[i], self.job.recomputed(i)))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
         ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
