@@ -184,6 +184,12 @@ class Compiler:
                 else:
                     close()
                     steps.append(Blocking(channel, t, category, exposed))
+            elif isinstance(op, Send):
+                close()
+                ship, seconds = self._shipped(op, rank)
+                steps.append(ship)
+                if op.held:
+                    parts.append(Part(op.held * seconds, CATEGORY[op.direction], WAIT))
             elif (beside := self._beside(whole[at : at + 3], rank, in_flight)) is not None:
                 parts += beside
                 skip = 2
@@ -234,18 +240,22 @@ class Compiler:
         elif isinstance(op, Wait):
             steps.append(Until(op.tag))
             in_flight.pop(op.tag, None)
-        elif isinstance(op, Send):
-            (channel,) = self._numbers[op.direction]
-            group = self._group(rank, channel)
-            assert group is not None
-            wraps = (op.direction == "forward" and rank.stage == self._last) - (
-                op.direction == "backward" and rank.stage == self._first
-            )
-            steps.append(Ship(channel, self.library.timing("send", op.size, (group.shape,)), op.blocking, wraps))
         elif isinstance(op, Receive):
             steps.append(Fetch(self._numbers[op.direction][0]))
         else:
             raise TypeError(f"not an operation of a program: {op!r}")
+
+    def _shipped(self, op: Send, rank: RankClass) -> tuple[Ship, float]:
+        """The transfer, and the seconds that it takes alone."""
+        (channel,) = self._numbers[op.direction]
+        group = self._group(rank, channel)
+        assert group is not None
+        wraps = (op.direction == "forward" and rank.stage == self._last) - (
+            op.direction == "backward" and rank.stage == self._first
+        )
+        timing = self.library.timing("send", op.size, (group.shape,))
+        seconds = _isolated(timing, group, lambda link: self.quotient.links[link].capacity)
+        return Ship(channel, timing, op.blocking, wraps), seconds
 
     def _kernel(self, op: Compute | _Host, rank: RankClass) -> tuple[float, int]:
         if isinstance(op, _Host):

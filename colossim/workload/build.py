@@ -11,6 +11,7 @@ from colossim.scenario.schema import JobSpec, Recompute
 from colossim.workload.layers import WIDTH, LayerOps
 from colossim.workload.program import (
     Collective,
+    Direction,
     Op,
     Pass,
     Receive,
@@ -128,6 +129,11 @@ class _Builder:
         scattered = self.job.software.boundary == "scattered" or self.ops.sequence
         return WIDTH * self.plan.tokens * self.job.model.hidden / (self.plan.tensor if scattered else 1)
 
+    def _send(self, direction: Direction) -> Send:
+        """What leaves a stage: beside kernels of the next pass, which it holds back, or before it."""
+        blocking = not self.job.overlap.pipeline
+        return Send(direction, self._boundary, blocking, 0.0 if blocking else 1.0 - self.job.software.boundary_overlap)
+
     @property
     def _regathered(self) -> list[Op]:
         """Without sequence parallelism the tensor group gathers what was scattered for the boundary."""
@@ -137,7 +143,7 @@ class _Builder:
 
     def _forward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         layers, first, last = shape
-        states, blocking = self.states, not self.job.overlap.pipeline
+        states = self.states
         ops: list[Op] = (
             [*states.await_parameters(buckets, chunk, -1), *states.gather_ends(first=first)] if first else []
         )
@@ -154,7 +160,7 @@ class _Builder:
             ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
             ops += self.ops.head_forward()
         else:
-            ops.append(Send("forward", self._boundary, blocking))
+            ops.append(self._send("forward"))
         return ops
 
     def _now(self, ops: list[Op]) -> list[Op]:
@@ -163,7 +169,7 @@ class _Builder:
 
     def _backward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         layers, first, last = shape
-        states, blocking = self.states, not self.job.overlap.pipeline
+        states = self.states
         ops: list[Op] = states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
         ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
@@ -171,7 +177,7 @@ class _Builder:
             ops += self._now(self.ops.backward(layers[i], self.job.recomputed(i)))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
-        ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
+        ops += self.ops.embedding_backward() if first else [self._send("backward")]
         return ops + states.release(buckets, chunk, -1)
 
     def _weights(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:

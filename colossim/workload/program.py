@@ -67,11 +67,15 @@ class Wait:
 
 @dataclass(frozen=True)
 class Send:
-    """Sends `size` bytes over the stage boundary. blocking: waits until they have arrived."""
+    """Sends `size` bytes over the stage boundary. blocking: waits until they have arrived.
+
+    held: part of the time that the transfer alone takes, for which the sender's kernels stand still beside it.
+    """
 
     direction: Direction
     size: float
     blocking: bool
+    held: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def recomputed_by_operator(ops: list[Op]) -> list[Op]:
             for kernel in op.kernels:
                 own = isinstance(kernel, Gemm) and not kernel.tokens
                 products += own
-                if not (own and products % 2 or isinstance(kernel, Flash)):
+                if not ((own and products % 2) or isinstance(kernel, Flash)):
                     again.append(kernel)
             found.append(Compute(tuple(again), op.category))
         elif not (isinstance(op, Collective) and op.operation in ("reduce_scatter", "all_reduce")):
