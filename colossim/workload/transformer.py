@@ -145,7 +145,9 @@ def recomputed_flops_per_token(
         for index in range(model.layers):
             core += sum(2.0 * k * n for k, n in products(model, index, fusions)[:-1][1::2])
             if is_moe(model, index):
-                core += 2.0 * model.mlp_matrices * model.hidden * model.expert_ffn * model.experts_per_token
+                # Shared experts come last, else the product behind the activation is the last.
+                matrices = model.mlp_matrices - (not model.shared_ffn)
+                core += 2.0 * matrices * model.hidden * model.expert_ffn * model.experts_per_token
         return core
     return core if recompute == "selective" else 0.0
 
