@@ -73,6 +73,7 @@ class Compiler:
     _meets: frozenset[int] = frozenset()
     _shapes: dict[tuple[Shape, float], int] = field(default_factory=dict)
     _held: list[object] = field(default_factory=list)
+    _programs: dict[tuple[object, ...], tuple[Leg, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         quotient = self.quotient
@@ -116,6 +117,11 @@ class Compiler:
     def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
         """The legs of one rank class: the prologue, passes in the schedule's order, the epilogue."""
         shapes = tuple(self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels)))
+        # Of the rank class nothing else is looked at.
+        whole = (id(program), rank.hardware, rank.stage, shapes)
+        if whole in self._programs:
+            return self._programs[whole]
+        self._held.append(program)  # keeps its id taken
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
         outside = (OUTSIDE, -1, -1)
@@ -133,7 +139,8 @@ class Compiler:
                 found = self._bodies[key] = self._body(body, host, program.host_exponent, rank, posted)
             steps, posted = found
             legs.append(Leg(*where, steps))
-        return tuple(legs)
+        self._programs[whole] = tuple(legs)
+        return self._programs[whole]
 
     # -- one body ----------------------------------------------------------------------------------------------------
     def _body(
@@ -254,8 +261,7 @@ class Compiler:
             op.direction == "backward" and rank.stage == self._first
         )
         timing = self.library.timing("send", op.size, (group.shape,))
-        seconds = _isolated(timing, group, lambda link: self.quotient.links[link].capacity)
-        return Ship(channel, timing, op.blocking, wraps), seconds
+        return Ship(channel, timing, op.blocking, wraps), timing.alone
 
     def _kernel(self, op: Compute | _Host, rank: RankClass) -> tuple[float, int]:
         if isinstance(op, _Host):
@@ -279,8 +285,7 @@ class Compiler:
                 gpu += self.kernel_seconds(op, rank.hardware)
             elif isinstance(op, Collective):
                 # As fast as the group could alone: what its links carry of others is no matter of the host's.
-                t = self._timing(op, rank)[2]
-                gpu += (1 - op.hidden) * (t.latency + t.bytes / t.cap)
+                gpu += (1 - op.hidden) * self._timing(op, rank)[2].alone
         peak = max(gpu, host)
         extra = peak * ((gpu / peak) ** exponent + (host / peak) ** exponent) ** (1 / exponent) - gpu
         # What follows the pass's last kernel (its sends) waits for the launches, too.

@@ -510,8 +510,17 @@ class Plain:
                 self.arrive(flight, 1, "send", op.size, 1.0)
                 if op.blocking:
                     yield flight
+                elif op.held:
+                    yield self.pause(r, op.held * (flight.latency + flight.left / flight.cap))
             else:
                 yield self.flight(op.direction, int(self.channels[op.direction][0].roles[1][r]), key)
+
+    def pause(self, r, seconds):
+        """A flight of nothing, which no kernel slows."""
+        flight = Flight(("pause", r, self.now))
+        flight.latency, flight.cap, flight.links = seconds, float("inf"), {}
+        self.queues["pause", r, self.now] = [flight]
+        return flight
 
     def run(self):
         """(ranks,) seconds at which each has finished."""
