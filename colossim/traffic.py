@@ -176,12 +176,11 @@ ALGORITHMS: dict[str, Builder] = {
     "collnet": trees.collnet,
     "pat": trees.pat,
 }
-#: Channels whose messages are what they are, whatever the library would choose.
+#: Operations whose messages are what they are, whatever the library would choose.
 _FIXED: dict[str, tuple[str, Builder]] = {
-    "context": ("shift", patterns.shift),
-    "expert": ("direct", patterns.all_to_all),
-    "forward": ("send", patterns.pair),
-    "backward": ("send", patterns.pair),
+    "shift": ("shift", patterns.shift),
+    "all_to_all": ("direct", patterns.all_to_all),
+    "send": ("send", patterns.pair),
 }
 
 
@@ -249,12 +248,13 @@ def _channels(cluster: Cluster, share: Share, job: int, ranks: int) -> list[Chan
         members = own + np.int32(share.first)
         columns = [members[:, :1], members[:, 1:]] if name in BOUNDARY_CHANNELS else [members]
         roles = tuple(_group_of(column, ranks) for column in columns)
-        if name in _FIXED:
-            algorithm, builder = _FIXED[name]
+        operations = share.operations[name]
+        for operation in sorted(operations & _FIXED.keys()):
+            algorithm, builder = _FIXED[operation]
             found.append(Channel(name, algorithm, job, members, roles, _footprint(builder, cluster, members)))
-            continue
         for algorithm, builder in ALGORITHMS.items():
-            if algorithm == "ring" or (algorithm in share.algorithms and share.operations[name] & CAN[algorithm]):
+            ring = algorithm == "ring" and operations & CAN["ring"]
+            if ring or (algorithm in share.algorithms and operations & CAN[algorithm]):
                 footprint = _footprint(builder, cluster, members)
                 if footprint.usable.any():
                     found.append(Channel(name, algorithm, job, members, roles, footprint))

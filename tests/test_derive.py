@@ -210,6 +210,24 @@ RULES = [
     ({"model": {**DENSE, "positions": 2048}}, "job.sequence_length", "2,048 learned positions"),
     ({"sequence_length": 4098, "parallelism": {"context": 2}}, "job.sequence_length", "4,096 would"),
     (
+        {"parallelism": {"tensor": 8, "context": 4, "context_style": "ulysses"}},
+        "job.parallelism.context",
+        "4 x tensor 8 = 32 ranks heads of their own; 32 does not divide 16: context 1, 2 would",
+    ),
+    (
+        {"model": {**DENSE, "kv_heads": 2}, "parallelism": {"tensor": 1, "context": 3, "context_style": "ulysses"}},
+        "job.parallelism.context",
+        "3 does not divide 16: context 1, 2, 4 would",
+    ),
+    (
+        {
+            "model": {**DENSE, "heads": 12, "kv_heads": 6, "head_size": 64},
+            "parallelism": {"context": 4, "context_style": "ulysses"},
+        },
+        "job.parallelism.context",
+        "4 and 6 key/value heads: one must divide the other, or context_style: all-gather",
+    ),
+    (
         {"sequence_length": 4098, "parallelism": {"tensor": 4, "sequence": True}},
         "job.sequence_length",
         "4,096 would",
@@ -329,6 +347,10 @@ def notes(tmp_path):
         (
             {"other": "bucket: 40 MB\n  overlap: {data: false}"},
             "`job.bucket`",
+        ),
+        (
+            {"parallelism": "context_style: ulysses"},
+            "`job.parallelism.context_style` had no effect: context parallelism is 1",
         ),
         ({"parallelism": "sequence: true"}, "`job.parallelism.sequence` had no effect"),
         ({"parallelism": "tensor: 8, sharding: optimizer"}, "`job.parallelism.sharding` had no effect"),

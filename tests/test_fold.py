@@ -113,6 +113,7 @@ def random_scenario(seed):
         "collectives_algorithm": pick(["auto", "auto", "ring", "tree", "nvls", "pat", "hierarchical"]),
     }
     add_states(job, data * context, random.Random(f"states {seed}"))
+    job["parallelism"]["context_style"] = context_style(tensor * context, random.Random(f"context {seed}"))
     return Scenario(
         name=f"random-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric, "degraded": degraded}),
@@ -129,6 +130,11 @@ def add_states(job, holders, draw):
     job["overlap"]["parameters"] = draw.random() < 0.6
     job["software"]["prefetch"] = draw.choice([0, 1, 1, 2])
     job["software"]["parameter_gather"] = draw.choice(["all-gather", "all-gather", "broadcasts"])
+
+
+def context_style(ranks, draw):
+    """Draws how a context group shares attention; ulysses where `ranks` of context and tensor divide the 8 heads."""
+    return draw.choice(["ring", "all-gather", "ulysses"] if 8 % ranks == 0 else ["ring", "all-gather"])
 
 
 def played(setup_, partition):
@@ -177,6 +183,8 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(any(r > 1 for r in s.cluster.fabric.oversubscription) for s in found) > 80
     assert sum(s.job.parallelism.expert > 1 for s in found) > 15
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
+    for style in ("ring", "all-gather", "ulysses"):
+        assert sum(s.job.parallelism.context > 1 and s.job.parallelism.context_style == style for s in found) > 4
     assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
     assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
     assert sum(s.job.model.tied and s.job.parallelism.pipeline > 1 for s in found) > 50
@@ -329,6 +337,8 @@ def odd_scenario(seed):
         "overlap": {"pipeline": draw.random() < 0.7, "expert": draw.random() < 0.3},
         "collectives_algorithm": pick(["auto", "auto", "tree", "nvls", "pat", "hierarchical"]),
     }
+    styles = ["ring", "all-gather", *(["ulysses"] if 48 % (tensor * context) == 0 else [])]
+    job["parallelism"]["context_style"] = random.Random(f"context {seed}").choice(styles)
     return Scenario(
         name=f"odd-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric}),

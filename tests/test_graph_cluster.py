@@ -188,6 +188,8 @@ JOBS = {
     "stages": [],
     "tensor over nodes": ["job.parallelism={tensor: 8, data: 4, order: [data, tensor, context, expert, pipeline]}"],
     "context": ["job.parallelism={tensor: 2, context: 4, data: 4}"],
+    "gathered context": ["job.parallelism={tensor: 2, context: 8, data: 2, context_style: all-gather}"],
+    "ulysses": ["job.parallelism={tensor: 2, context: 8, data: 2, context_style: ulysses}"],
     "tree": ["job.parallelism={tensor: 2, sharding: optimizer}", "job.collectives_algorithm=tree"],
     "sharded": ["job.parallelism={tensor: 2, data: 16, sharding: parameters}", "job.collectives_algorithm=pat"],
     "experts": [

@@ -362,3 +362,25 @@ def test_advice_never_names_a_layout_that_is_refused():
                 derive(load_scenario("two-pods", set=["job.parallelism.sharding=none", *line[6:].split(" --set ")]))
             except ScenarioError as error:
                 pytest.fail(f"{line}: {error}")
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+def test_gathered_keys_and_values_stand_at_the_peak(schedule):
+    """All-gather: 2 x 2 bytes of all c T tokens' keys and values of one layer, and as much of their gradients in B."""
+    shape = ("job.parallelism.context=4", f"job.parallelism.schedule={schedule}", "job.parallelism.virtual_pipeline=1")
+    peaks = {}
+    for style in ("ring", "all-gather"):
+        plan, job = job_of("two-pods", *shape, f"job.parallelism.context_style={style}", "job.parallelism.data=4")
+        peaks[style] = stage_memory(plan, job, 1).activations
+    whole = 2 * 2 * plan.sequence * job.model.kv_heads / plan.tensor * job.model.head_size
+    assert peaks["all-gather"] - peaks["ring"] == pytest.approx(2 * whole)
+
+
+def test_ulysses_keeps_the_key_value_heads_that_it_repeats():
+    """8 key/value heads of 2 tensor x 8 context ranks: each of the 16 keeps whole ones, 2 x 2 d bytes x s tokens, twice 8/16."""
+    kept = {}
+    for style in ("ring", "ulysses"):
+        shape = ("job.parallelism.context=8", "job.parallelism.data=2", f"job.parallelism.context_style={style}")
+        plan, job = job_of("two-pods", *shape, "job.global_batch=16")
+        kept[style] = layer_activations(plan, job, False)
+    assert kept["ulysses"] - kept["ring"] == pytest.approx(4 * job.model.head_size * plan.sequence * (1 - 8 / 16))

@@ -35,6 +35,7 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_stages(job, report)
     _check_experts(job, report)
     _check_sequence(job, report)
+    _check_context_heads(job, report)
     if job.recompute_layers is not None and job.recompute != "full":
         report("job.recompute_layers", f"is of full recompute: leave it out with recompute: {job.recompute}")
 
@@ -192,6 +193,21 @@ def _check_experts(job: JobSpec, report: Report) -> None:
     elif model.experts % expert:
         would = near_divisors(model.experts, expert)
         report("job.parallelism.expert", f"{expert} does not divide {model.experts} experts: {would} would")
+
+
+def _check_context_heads(job: JobSpec, report: Report) -> None:
+    """Ulysses: context and tensor share the heads; ranks may repeat key/value heads, but each has as many."""
+    par, model = job.parallelism, job.model
+    if par.context_style != "ulysses" or par.context == 1 or model.heads % par.tensor:
+        return
+    field, ranks = "job.parallelism.context", par.context * par.tensor
+    what = f"ulysses gives context {par.context} x tensor {par.tensor} = {ranks} ranks heads of their own"
+    if model.heads % ranks:
+        would = near_divisors(model.heads // par.tensor, par.context)
+        report(field, f"{what}; {ranks} does not divide {model.heads}: context {would} would")
+    elif model.kv_heads % ranks and ranks % model.kv_heads:
+        message = f"{what}; {ranks} and {model.kv_heads} key/value heads: one must divide the other"
+        report(field, f"{message}, or context_style: all-gather")
 
 
 def _check_sequence(job: JobSpec, report: Report) -> None:

@@ -88,6 +88,11 @@ class Parallelism(Facts):
     tensor: Positive = Field(default=1, description="ranks that share each layer")
     sequence: bool = Field(default=False, description="sequence parallelism in the tensor group")
     context: Positive = Field(default=1, description="ranks that share each sequence")
+    context_style: Literal["ring", "all-gather", "ulysses"] = Field(
+        default="ring",
+        description="how they do: keys and values go round beside attention, are gathered before it, or all-to-alls give each"
+        " rank some heads of the whole sequence",
+    )
     pipeline: Positive = Field(default=1, description="stages")
     virtual_pipeline: Positive = Field(default=1, description="model chunks a stage (interleaved)")
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] = Field(

@@ -146,19 +146,22 @@ class LayerKernels:
         """Key/value heads of a rank: more tensor ranks than there are repeat them."""
         return max(1.0, self.job.model.kv_heads / self.plan.tensor)
 
-    def _core(self, *, first: bool, backward: bool) -> list[Kernel]:
-        """Kernels of the attention core for one of the c pieces of keys and values, the rank's own (`first`) or another's.
+    @cached_property
+    def skips(self) -> bool:
+        """Whether attention leaves out the tiles that the causal mask hides."""
+        return self.job.software.causal_skip and self.job.software.attention != "unfused"
 
-        Pieces are balanced: of another's each query meets half, but no tile lies on the diagonal.
+    def _core(self, queries: float, keys: float, *, causal: bool, backward: bool, split: int = 1) -> list[Kernel]:
+        """Kernels of the attention core for so many queries of a sequence and the keys that they meet.
+
+        causal: the last query meets all keys, each one before it a key less.  split: ranks that share the rank's heads.
         """
         plan, model, stack = self.plan, self.job.model, self.job.software
-        heads, length = plan.micro_batch * model.heads / plan.tensor, plan.sequence / plan.context
+        heads = plan.micro_batch * model.heads / plan.tensor / split
         if stack.attention != "unfused":
-            kv = plan.micro_batch * self._kv_heads if self.fused("gqa") else heads
-            keys = length / 2 if stack.causal_skip and not first else length
-            causal = stack.causal_skip and first
-            return [Flash(stack.attention, heads, kv, length, keys, model.head_size, causal, backward)]
-        scores = heads * length**2
+            kv = plan.micro_batch * max(1.0, model.kv_heads / plan.tensor / split) if self.fused("gqa") else heads
+            return [Flash(stack.attention, heads, kv, queries, keys, model.head_size, causal, backward)]
+        scores = heads * queries * keys
         product = Scores(2.0 * scores * model.head_size, WIDTH * scores)
         softmax = self._passes(elementwise.softmax(stack), scores, backward=backward)
         dropout: list[Kernel] = [self._passes(elementwise.DROPOUT, scores, backward=backward)] if model.dropout else []

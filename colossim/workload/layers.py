@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from colossim.workload import elementwise
+from colossim.workload.context import ContextOps
 from colossim.workload.kernels import Gemm, Kernel, Stream
-from colossim.workload.layer_kernels import WIDTH, LayerKernels
+from colossim.workload.layer_kernels import WIDTH
 from colossim.workload.program import ChannelName, Collective, Compute, Op, Operation, Post, Wait
 
 
@@ -19,7 +20,7 @@ def _compute(*kernels: Kernel) -> Compute:
 
 
 @dataclass(frozen=True)
-class LayerOps(LayerKernels):
+class LayerOps(ContextOps):
     """Builds the operations of layers of one job."""
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
@@ -57,25 +58,6 @@ class LayerOps(LayerKernels):
         return self._small(4 * 3 * layers) if self.eight else []
 
     # -- attention ---------------------------------------------------------------------------------------------------
-    def core_forward(self) -> list[Op]:
-        """Attention over all pieces of keys and values; with context parallelism they go round the ring meanwhile."""
-        return self._ring(1.0, "kv", backward=False)
-
-    def core_backward(self) -> list[Op]:
-        """Backward; keys, values and their gradients go round."""
-        return self._ring(2.0, "dkv", backward=True)
-
-    def _ring(self, factor: float, tag: str, *, backward: bool) -> list[Op]:
-        hops = self.plan.context
-        size = factor * 2 * WIDTH * self.tokens * self._kv_heads * self.job.model.head_size
-        ops: list[Op] = []
-        for hop in range(hops):
-            moving = hop < hops - 1
-            ops += [Post(Collective("context", "shift", size), tag)] if moving else []
-            ops.append(_compute(*self._core(first=hop == 0, backward=backward)))
-            ops += [Wait(tag)] if moving else []
-        return ops
-
     def attention_forward(self) -> list[Op]:
         T, h, d = self.tokens, float(self.job.model.hidden), self.job.model.head_size
         inner = self.job.model.heads / self.plan.tensor * d
@@ -96,8 +78,7 @@ class LayerOps(LayerKernels):
         return [
             *self._gather_input(),
             _compute(*self._casts_of_gradient(), *self.gradient_products(T, h, inner)),
-            *(self.core_forward() if again else []),
-            *self.core_backward(),
+            *self.core_backward(again=again),
             _compute(*self._positions(backward=True)),
             *self._gather_input(for_weights=True),
             _compute(*self._casts_of_norm(backward=True), *gradients, *self._qkv[1]),

@@ -42,8 +42,9 @@ def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
     """
     model, t = job.model, plan.tensor
     h, q = model.hidden, model.heads * model.head_size
-    # More tensor ranks than key/value heads keep whole ones, repeated.
-    kv = max(t, model.kv_heads) * model.head_size
+    # More ranks that share heads than key/value heads there are keep whole ones, repeated.
+    ranks = t * (plan.context if job.parallelism.context_style == "ulysses" else 1)
+    kv = max(ranks, model.kv_heads) * model.head_size
     whole = t if job.parallelism.sequence else 1
     if job.recompute == "full":
         return plan.tokens * 2.0 * h / whole
@@ -89,11 +90,20 @@ def _recomputed(plan: Plan, job: JobSpec, routed: bool) -> float:
     return once if job.recompute == "full" else once - layer_activations(plan, job, routed)
 
 
+def _gathered(plan: Plan, job: JobSpec, *, backward: bool) -> float:
+    """Bytes of keys and values that the layer at work holds of the whole sequence; backward of their gradients, too."""
+    if job.parallelism.context_style != "all-gather" or plan.context == 1:
+        return 0.0
+    kv = max(1.0, job.model.kv_heads / plan.tensor) * job.model.head_size
+    return (2 if backward else 1) * 2 * _WEIGHT * plan.context * plan.tokens * kv
+
+
 def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
     """Bytes of activations at the fullest moment of a stage's passes.
 
-    F adds its chunk's and B frees them, with one layer computed again at a time; what zero-bubble's W needs stays from B
-    to W. Logits live from the last chunk's F to its B, in fp32 and in 16 bit; their gradient until W.
+    F adds its chunk's and B frees them, with one layer computed again, or its keys and values gathered, at a time; what
+    zero-bubble's W needs stays from B to W. Logits live from the last chunk's F to its B, in fp32 and in 16 bit; their
+    gradient until W.
     """
     model = job.model
     ways = {how: job.model_copy(update={"recompute": how}) for how in (job.recompute, "none")}
@@ -110,10 +120,12 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
         kept.append(own)
         pending.append(late)
         again.append(max((_recomputed(plan, ways[how], routed) for routed, how in kinds), default=0.0))
+    gathered = {kind: _gathered(plan, job, backward=kind == "B") for kind in ("F", "B")}
     return max(
         sum(n * size for n, size in zip(held.activations, kept, strict=True))
         + sum(n * size for n, size in zip(held.pending, pending, strict=True))
         + (again[held.chunk] if held.kind == "B" else 0.0)
+        + gathered.get(held.kind, 0.0)
         for held in holdings(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
     )
 
