@@ -203,6 +203,18 @@ RULES = [
         "does not divide 8 experts: 1, 2, 4",
     ),
     ({"model": {**EXPERTS, "experts_per_token": 9}}, "job.model.experts_per_token", "between 1 and 8"),
+    ({"model": EXPERTS, "experts": {"pad": True}}, "job.experts.pad", "say capacity_factor"),
+    ({"model": EXPERTS, "experts": {"fullest": 1.5, "imbalance": "10 %"}}, "job.experts.fullest", "or imbalance"),
+    (
+        {"model": EXPERTS, "experts": {"fullest": 4.5}, "parallelism": {"expert": 4}},
+        "job.experts.fullest",
+        "more than all tokens on one of 4 ranks: at most 4",
+    ),
+    (
+        {"model": {**EXPERTS, "experts_per_token": 7}, "experts": {"imbalance": "40 %"}},
+        "job.experts.imbalance",
+        "with all tokens on 7 of 8 experts it is 0.378: less would do",
+    ),
     ({"model": {**EXPERTS, "expert_ffn": 0}}, "job.model.expert_ffn", "how wide"),
     ({"model": {**EXPERTS, "dense_layers": 24}}, "job.model.dense_layers", "leave none"),
     ({"model": {**EXPERTS, "dense_layers": 2, "ffn": 0}}, "job.model.ffn", "how wide"),
@@ -337,6 +349,22 @@ def notes(tmp_path):
         (
             {"other": "overlap: {expert: true}", "model": "grok-1", "parallelism": "expert: 8"},
             "`job.overlap.expert` had no effect: no shared MLP",
+        ),
+        (
+            {"other": "experts: {capacity_factor: 1.25}"},
+            "`job.experts.capacity_factor` had no effect: the model has no experts",
+        ),
+        (
+            {"other": "experts: {imbalance: 20 %}", "model": "grok-1"},
+            "`job.experts.imbalance` had no effect: each rank holds all experts",
+        ),
+        (
+            {
+                "other": "experts: {imbalance: 20 %, capacity_factor: 1, pad: true}",
+                "model": "grok-1",
+                "parallelism": "expert: 8",
+            },
+            "`job.experts.imbalance` had no effect: each expert's input is padded",
         ),
         ({"other": "overlap: {tensor: true}"}, "`job.overlap.tensor` had no effect: tensor parallelism is 1"),
         ({"other": "overlap: {pipeline: false}"}, "`job.overlap.pipeline` had no effect: there is one stage"),

@@ -114,6 +114,8 @@ def random_scenario(seed):
     }
     add_states(job, data * context, random.Random(f"states {seed}"))
     job["parallelism"]["context_style"] = context_style(tensor * context, random.Random(f"context {seed}"))
+    if moe:
+        job["experts"] = experts(4 // expert, random.Random(f"experts {seed}"))
     return Scenario(
         name=f"random-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric, "degraded": degraded}),
@@ -130,6 +132,17 @@ def add_states(job, holders, draw):
     job["overlap"]["parameters"] = draw.random() < 0.6
     job["software"]["prefetch"] = draw.choice([0, 1, 1, 2])
     job["software"]["parameter_gather"] = draw.choice(["all-gather", "all-gather", "broadcasts"])
+
+
+def experts(per_rank, draw):
+    """Draws how tokens come to experts, of which a rank has `per_rank`."""
+    given = {}
+    if draw.random() < 0.5:
+        given["capacity_factor"] = draw.choice([0.75, 1.0, 1.5])
+        given["pad"] = draw.random() < 0.4
+    if draw.random() < 0.5:
+        given |= {"fullest": 1.25} if per_rank < 4 and draw.random() < 0.3 else {"imbalance": "30 %"}
+    return given
 
 
 def context_style(ranks, draw):
@@ -185,6 +198,8 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
     for style in ("ring", "all-gather", "ulysses"):
         assert sum(s.job.parallelism.context > 1 and s.job.parallelism.context_style == style for s in found) > 4
+    for key in ("capacity_factor", "pad", "imbalance", "fullest"):
+        assert sum(key in s.job.experts.model_fields_set and bool(getattr(s.job.experts, key)) for s in found) > 4
     assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
     assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
     assert sum(s.job.model.tied and s.job.parallelism.pipeline > 1 for s in found) > 50

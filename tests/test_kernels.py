@@ -12,6 +12,7 @@ from colossim.scenario.reader import load_scenario
 from colossim.workload import elementwise, transformer
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream, flash_share, kernel_time
 from colossim.workload.layers import LayerOps
+from colossim.workload.loads import Load
 from colossim.workload.program import Collective, Compute, Post
 
 ATTENTION = AttentionCurve(
@@ -566,16 +567,21 @@ def test_routed_tokens_are_permuted_and_shared_evenly(sequence):
 
 
 def test_tokens_of_the_fullest_experts():
-    """1.5 times the mean: the rank's grouped products have as many tokens more; what it sends itself stays the mean."""
+    """1.5 times the mean: the grouped products have as many tokens more, and all-to-alls wait for as many bytes more; of what
+    the rank sends itself 3/4 are kept, and put in order."""
     plan, job, even = layer_ops("colossus-100k")
-    full = LayerOps(plan, job, fullest=1.5)
+    full = LayerOps(plan, job, Load(0.75, 1.5))
     one, other = (kernels(ops.forward(True), Gemm) for ops in (even, full))
     assert [k.m / j.m for j, k in zip(one, other, strict=True)] == [1.5 if k.tokens else 1.0 for k in other]
     sent = [
         [op.size for op in ops.forward(True) if isinstance(op, Collective) and op.channel == "expert"]
         for ops in (even, full)
     ]
-    assert sent[0] == sent[1]
+    assert sent[1] == [1.5 * size for size in sent[0]]
+    rows, k, h = plan.tokens / plan.tensor, job.model.experts_per_token, job.model.hidden
+    activated = 6 * plan.tokens * k * job.model.expert_ffn / plan.tensor
+    more = -0.25 * 2 * 4 * rows * k * h + 0.5 * activated
+    assert moved(full.forward(True)) - moved(even.forward(True)) == pytest.approx(more)
 
 
 def test_a_shared_mlp_hides_the_dispatch_only_if_asked():

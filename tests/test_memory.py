@@ -377,10 +377,27 @@ def test_gathered_keys_and_values_stand_at_the_peak(schedule):
 
 
 def test_ulysses_keeps_the_key_value_heads_that_it_repeats():
-    """8 key/value heads of 2 tensor x 8 context ranks: each of the 16 keeps whole ones, 2 x 2 d bytes x s tokens, twice 8/16."""
+    """8 key/value heads of 2 tensor x 8 context ranks: each of the 16 keeps a whole one, 2 x 2 d bytes x s tokens."""
     kept = {}
     for style in ("ring", "ulysses"):
         shape = ("job.parallelism.context=8", "job.parallelism.data=2", f"job.parallelism.context_style={style}")
         plan, job = job_of("two-pods", *shape, "job.global_batch=16")
         kept[style] = layer_activations(plan, job, False)
     assert kept["ulysses"] - kept["ring"] == pytest.approx(4 * job.model.head_size * plan.sequence * (1 - 8 / 16))
+
+
+def test_experts_that_get_more_keep_more():
+    """colossus-100k: a copy of a token keeps 2h/t in, 6f/t and 2h/t out; the fullest rank has 1.5 x k."""
+    plan, job = job_of("colossus-100k", "job.experts={fullest: 1.5}")
+    model = job.model
+    copy = plan.tokens * model.experts_per_token * (4 * model.hidden + 6 * model.expert_ffn) / plan.tensor
+    even = layer_activations(plan, job, True)
+    assert layer_activations(plan, job, 1.5) - even == pytest.approx(0.5 * copy)
+    peaks = {}
+    for experts in ("{}", "{fullest: 1.5}", "{capacity_factor: 0.5}", "{fullest: 1.5, capacity_factor: 1}"):
+        plan, job = job_of("colossus-100k", f"job.experts={experts}")
+        peaks[experts] = stage_memory(plan, job, 1).activations
+    in_flight = (peaks["{fullest: 1.5}"] - peaks["{}"]) / (0.5 * copy)
+    assert in_flight == pytest.approx(round(in_flight))
+    assert peaks["{}"] - peaks["{capacity_factor: 0.5}"] == pytest.approx(in_flight * 0.5 * copy)
+    assert peaks["{fullest: 1.5, capacity_factor: 1}"] == peaks["{}"]

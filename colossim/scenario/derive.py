@@ -55,6 +55,7 @@ def derive(scenario: Scenario) -> Plan:
         axes=axes,
         expert_context=par.expert // expert_axis,
         sharding_group=data * par.context if par.sharding_group == "all" else par.sharding_group,
+        seed=scenario.run.seed,
     )
 
 

@@ -15,7 +15,7 @@ class Plan:
     micro_batches: of a replica and step.  micro_batch: its sequences.  sequence: tokens of a sequence.
     tokens: of a rank's micro-batch.  order: axes, fastest-varying first.  axes: their sizes; `expert` and
     `data` share the replicas.  expert_context: consecutive contexts that an expert group spans as well.
-    sharding_group: ranks that share the states of the same dense parameters, if any are sharded.
+    sharding_group: ranks that share the states of the same dense parameters, if any are sharded.  seed: of random draws.
     """
 
     gpus: int
@@ -36,6 +36,7 @@ class Plan:
     axes: dict[str, int]
     expert_context: int
     sharding_group: int
+    seed: int = 0
 
     @property
     def replica_group(self) -> int:

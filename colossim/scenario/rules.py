@@ -193,6 +193,27 @@ def _check_experts(job: JobSpec, report: Report) -> None:
     elif model.experts % expert:
         would = near_divisors(model.experts, expert)
         report("job.parallelism.expert", f"{expert} does not divide {model.experts} experts: {would} would")
+    _check_loads(job, report)
+
+
+def _check_loads(job: JobSpec, report: Report) -> None:
+    given, model, expert = job.experts, job.model, job.parallelism.expert
+    if given.pad and given.capacity_factor is None:
+        report("job.experts.pad", "pads to the experts' capacity: say capacity_factor, too")
+    if given.fullest is not None and given.imbalance:
+        report("job.experts.fullest", "stands in place of a draw: leave it out, or imbalance")
+    if not model.experts or not model.experts_per_token:
+        return
+    if given.fullest is not None and given.fullest > expert > 1:
+        message = f"{given.fullest:g} times the mean is more than all tokens on one of {expert} ranks: at most {expert}"
+        report("job.experts.fullest", message)
+    largest = math.sqrt(max(0.0, model.experts / model.experts_per_token - 1))
+    if given.imbalance and given.imbalance >= largest:
+        which = f"{model.experts_per_token} of {model.experts}"
+        message = (
+            f"{given.imbalance:.4g} of the mean: with all tokens on {which} experts it is {largest:.4g}: less would do"
+        )
+        report("job.experts.imbalance", message)
 
 
 def _check_context_heads(job: JobSpec, report: Report) -> None:

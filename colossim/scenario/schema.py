@@ -18,6 +18,7 @@ from colossim.catalog.quantities import (
     Precision,
     Rate,
     Ratio,
+    Share,
     SomeCount,
     SomeSeconds,
     SomeShare,
@@ -128,6 +129,24 @@ class Parallelism(Facts):
         return order
 
 
+class Experts(Facts):
+    """How tokens come to experts."""
+
+    capacity_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="tokens that an expert takes of each rank, at most, over their mean; drops the rest; no limit when absent",
+    )
+    pad: bool = Field(default=False, description="whether each expert's input is padded to its capacity")
+    imbalance: Share = Field(
+        default="0 %",
+        validate_default=True,
+        description="standard deviation of the experts' tokens over their mean, drawn for each layer",
+    )
+    fullest: Ratio | None = Field(
+        default=None, description="in place of a draw: tokens of the fullest rank's experts over the mean"
+    )
+
+
 class Overlap(Facts):
     """What runs beside kernels."""
 
@@ -152,6 +171,7 @@ class JobSpec(Facts):
     micro_batch: Positive = Field(default=1, description="sequences a pipeline slot")
     precision: Precision = Field(default="bf16", description="of the matrix products")
     parallelism: Parallelism = Field(default=Parallelism(), description="how the job is cut")
+    experts: Experts = Field(default=Experts(), description="how tokens come to experts")
     recompute: Recompute = Field(default="selective", description="activations computed again in the backward pass")
     recompute_layers: Natural | None = Field(
         default=None,

@@ -15,6 +15,7 @@ from colossim.scenario.schema import JobSpec
 from colossim.workload import elementwise
 from colossim.workload.elementwise import Passes
 from colossim.workload.kernels import Flash, Gemm, Kernel, Scores, Stream
+from colossim.workload.loads import EVEN, Load
 
 #: Bytes of an activation: 16 bit.
 WIDTH = 2.0
@@ -22,14 +23,11 @@ WIDTH = 2.0
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """The kernels of layers of one job.
-
-    fullest: tokens that the rank's experts get, over the mean of all ranks'.
-    """
+    """The kernels of layers of one job. load: of layers with experts."""
 
     plan: Plan
     job: JobSpec
-    fullest: float = 1.0
+    load: Load = EVEN
 
     # -- sizes -------------------------------------------------------------------------------------------------------
     @cached_property
@@ -196,9 +194,12 @@ class LayerKernels:
 
     @cached_property
     def _routed(self) -> tuple[float, float]:
-        """(tokens that the rank sends, tokens that its tensor group computes): k copies of each."""
+        """(tokens that the rank sends, tokens that its tensor group computes): k copies of each.
+
+        Every rank computes what the fullest one does, for which its expert group waits.
+        """
         k = self.job.model.experts_per_token
-        return self.norm_tokens * k, self.tokens * k * self.fullest
+        return self.norm_tokens * k * self.load.sent, self.tokens * k * self.load.fullest
 
     def _permute(self, passes: float) -> list[Kernel]:
         """Routed tokens put in order for the ranks, or back; those that came are put in the order of the rank's experts."""

@@ -116,14 +116,15 @@ class LayerOps(ContextOps):
     def _moe(self, *, backward: bool) -> list[Op]:
         """Router, dispatch, experts, combine. Behind an all-to-all the tensor group gathers its tokens and scatters them again.
 
-        Data leave and come back the same way in both directions, so backward mirrors forward.
+        Data leave and come back the same way in both directions, so backward mirrors forward. An all-to-all lasts until the
+        fullest rank has its tokens: each moves as many.
         """
         model, plan = self.job.model, self.plan
         router: list[Kernel] = [Gemm(self.norm_tokens, model.experts, model.hidden, half=True)]
         if backward:
             router = self.gradient_products(self.norm_tokens, model.experts, model.hidden, half=True)
         logits = self._passes(elementwise.ROUTER, self.norm_tokens * model.experts, backward=backward)
-        size = WIDTH * self._routed[0] * model.hidden
+        size = WIDTH * self.norm_tokens * model.experts_per_token * self.load.fullest * model.hidden
         gathered = self._routed[1]
         shared: list[Op] = []
         if model.shared_ffn:

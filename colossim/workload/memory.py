@@ -10,6 +10,7 @@ from itertools import combinations
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive
 from colossim.scenario.schema import JobSpec, Scenario
+from colossim.workload.loads import layer_loads
 from colossim.workload.schedule import holdings
 from colossim.workload.transformer import chunk_layers, is_moe, local_ends, stage_parameters
 
@@ -33,8 +34,8 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
 
 
-def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
-    """Bytes that one layer keeps of one micro-batch for its backward pass.
+def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
+    """Bytes that one layer keeps of one micro-batch for its backward pass. routed: as in `Load.fullest`; 0 without experts.
 
     A token keeps, of 16-bit values: 4h of two norms, 2h the input of QKV, 2(a+2g)d, 2ad, the MLP's 2h + 4f (6f gated), 2h of
     dropout masks, 5as unfused scores unless they are recomputed. The tensor group shares all of it with sequence
@@ -56,12 +57,12 @@ def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
     wide = 6.0 if model.mlp_matrices == 3 else 4.0
     if not routed:
         return plan.tokens * (norms + attention + 2.0 * h / whole + wide * model.ffn / t)
-    k = model.experts_per_token
+    k = model.experts_per_token * routed
     mlp = 2.0 * h / whole + k * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h / whole)
     return plan.tokens * (norms + attention + mlp + wide * model.shared_ffn / t)
 
 
-def weight_gradient_inputs(plan: Plan, job: JobSpec, routed: bool) -> float:
+def weight_gradient_inputs(plan: Plan, job: JobSpec, routed: float) -> float:
     """Bytes that one layer keeps of one micro-batch between B and W: what its weights' gradients are made of.
 
     Of 16-bit values a token keeps the inputs of the products, as in `layer_activations`, and the gradients of their
@@ -77,12 +78,12 @@ def weight_gradient_inputs(plan: Plan, job: JobSpec, routed: bool) -> float:
     wide = 2.0 + 2.0 * (model.mlp_matrices - 1)
     if not routed:
         return plan.tokens * (attention + 2.0 * h / whole + wide * model.ffn / t + 2.0 * h)
-    mlp = 2.0 * h / whole + model.experts_per_token * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h)
+    mlp = 2.0 * h / whole + model.experts_per_token * routed * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h)
     shared = wide * model.shared_ffn / t + 2.0 * h if model.shared_ffn else 0.0
     return plan.tokens * (attention + mlp + shared)
 
 
-def _recomputed(plan: Plan, job: JobSpec, routed: bool) -> float:
+def _recomputed(plan: Plan, job: JobSpec, routed: float) -> float:
     """Bytes that a layer takes beyond what it keeps while its backward pass computes it again."""
     if job.recompute == "none":
         return 0.0
@@ -106,11 +107,12 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
     gradient until W.
     """
     model = job.model
+    loads = [load.fullest if is_moe(model, i) else 0.0 for i, load in enumerate(layer_loads(plan, job))]
     ways = {how: job.model_copy(update={"recompute": how}) for how in (job.recompute, "none")}
     kept, pending, again = [], [], []
     for chunk in range(plan.chunks):
         layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
-        kinds = Counter((is_moe(model, layer), job.recomputed(i)) for i, layer in enumerate(layers))
+        kinds = Counter((loads[layer], job.recomputed(i)) for i, layer in enumerate(layers))
         own = sum(n * layer_activations(plan, ways[how], routed) for (routed, how), n in kinds.items())
         late = sum(n * weight_gradient_inputs(plan, job, routed) for (routed, _), n in kinds.items())
         if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
