@@ -38,9 +38,9 @@ def explain(scenario: Scenario) -> dict[str, Section]:
     try:
         plan = derive(scenario)
         cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
+        return _sections(scenario, plan, cluster)
     except ScenarioError as error:
         raise scenario.located(error) from None
-    return _sections(scenario, plan, cluster)
 
 
 def _sections(scenario: Scenario, plan: Plan, cluster: Cluster) -> dict[str, Section]:

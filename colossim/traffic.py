@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colossim import patterns, trees, writes
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster
+from colossim.dispatch import node_limited
 from colossim.errors import SimulationError
 from colossim.footprint import LEVELS, Floats, Footprint, Ints, with_stand_ins
 from colossim.nccl import CAN
@@ -251,6 +253,8 @@ def _channels(cluster: Cluster, share: Share, job: int, ranks: int) -> list[Chan
         operations = share.operations[name]
         for operation in sorted(operations & _FIXED.keys()):
             algorithm, builder = _FIXED[operation]
+            if name == "expert" and share.plan.node_limit is not None:
+                algorithm, builder = "node-limited", partial(node_limited, limit=share.plan.node_limit)
             found.append(Channel(name, algorithm, job, members, roles, _footprint(builder, cluster, members)))
         for algorithm, builder in ALGORITHMS.items():
             ring = algorithm == "ring" and operations & CAN["ring"]

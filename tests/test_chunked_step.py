@@ -109,6 +109,14 @@ STEPS = {
         16,
         (*ONE_STAGE, "job.model={base: mixtral-8x22b, layers: 2, ffn: 1024, expert_ffn: 1024}", f"{PAR}.expert=8"),
     ),
+    "experts on few nodes": (
+        2,
+        16,
+        (
+            *(*ONE_STAGE, f"{PAR}.tensor=1", f"{PAR}.expert=16", "job.experts.limit_nodes=1"),
+            "job.model={base: mixtral-8x22b, layers: 2, experts: 16, ffn: 1024, expert_ffn: 1024}",
+        ),
+    ),
     "hidden tensor traffic, sends that block": (
         2,
         16,

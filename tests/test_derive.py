@@ -355,6 +355,10 @@ def notes(tmp_path):
             "`job.experts.capacity_factor` had no effect: the model has no experts",
         ),
         (
+            {"other": "experts: {limit_nodes: 1}", "model": "grok-1"},
+            "`job.experts.limit_nodes` had no effect: each rank holds all experts",
+        ),
+        (
             {"other": "experts: {imbalance: 20 %}", "model": "grok-1"},
             "`job.experts.imbalance` had no effect: each rank holds all experts",
         ),

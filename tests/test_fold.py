@@ -142,6 +142,8 @@ def experts(per_rank, draw):
         given["pad"] = draw.random() < 0.4
     if draw.random() < 0.5:
         given |= {"fullest": 1.25} if per_rank < 4 and draw.random() < 0.3 else {"imbalance": "30 %"}
+    if draw.random() < 0.5:
+        given["limit_nodes"] = draw.randint(2, 3)
     return given
 
 
@@ -198,7 +200,7 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
     for style in ("ring", "all-gather", "ulysses"):
         assert sum(s.job.parallelism.context > 1 and s.job.parallelism.context_style == style for s in found) > 4
-    for key in ("capacity_factor", "pad", "imbalance", "fullest"):
+    for key in ("capacity_factor", "pad", "imbalance", "fullest", "limit_nodes"):
         assert sum(key in s.job.experts.model_fields_set and bool(getattr(s.job.experts, key)) for s in found) > 4
     assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
     assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
@@ -352,6 +354,8 @@ def odd_scenario(seed):
         "overlap": {"pipeline": draw.random() < 0.7, "expert": draw.random() < 0.3},
         "collectives_algorithm": pick(["auto", "auto", "tree", "nvls", "pat", "hierarchical"]),
     }
+    if expert > 1 and random.Random(f"limit {seed}").random() < 0.5:
+        job["experts"] = {"limit_nodes": 2}
     styles = ["ring", "all-gather", *(["ulysses"] if 48 % (tensor * context) == 0 else [])]
     job["parallelism"]["context_style"] = random.Random(f"context {seed}").choice(styles)
     return Scenario(

@@ -7,9 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from colossim.errors import ScenarioError
+from colossim.explain import explain
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
-from colossim.simulation import simulate
+from colossim.shipped import scenarios_folder
+from colossim.simulation import lay_out, simulate
 from colossim.workload.build import build_programs
 from colossim.workload.loads import Load, _shares, layer_loads
 from colossim.workload.program import Collective
@@ -112,3 +115,37 @@ def test_padding_takes_the_time_of_its_bytes():
         ring, size = node.nvlink_ring, factor * 2 * 8192 * 6144 * 2
         seconds = ring.base + ring.hop + 7 / 8 * size / ring.bandwidth
         assert result.breakdown_s["expert_comm"] == pytest.approx(2 * 2 * 4 * seconds)
+
+
+def test_a_limit_of_nodes_takes_the_time_of_what_is_left():
+    """Two nodes of 8, 16 ranks with an expert each, 2 a token. Of S bytes each sends 1/2 to the other node, one copy each; on
+    one node of two a token's copies share the way: 1/4. NVLink has 14/16 S beside it; latency is base, a network hop over a
+    leaf and one of NVLink."""
+    model = "{base: mixtral-8x22b, layers: 2, experts: 16, ffn: 1024, expert_ffn: 1024}"
+    shape = ("cluster.nodes.0.count=2", "job.global_batch=16", "job.parallelism={expert: 16}", f"job.model={model}")
+    found = {}
+    for limit in ("{}", "{limit_nodes: 1}"):
+        scenario = load_scenario("two-pods", set=[*shape, f"job.experts={limit}", "job.overlap.data=false"])
+        found[limit] = simulate(scenario).breakdown_s["expert_comm"]
+    node, fabric = scenario.cluster.nodes[0].type, scenario.cluster.fabric
+    size, network = 2 * 8192 * 6144 * 2, node.network
+    rate = min(network.efficiency, fabric.efficiency) * min(node.nic, fabric.link)
+    for limit, part, inside in (("{}", 1 / 2, 0.0), ("{limit_nodes: 1}", 1 / 4, node.nvlink_ring.hop)):
+        moved = size * max(part / rate, 14 / 16 / node.nvlink_ring.bandwidth)
+        seconds = network.base + network.hop + inside + fabric.hop_latency + moved
+        assert found[limit] == pytest.approx(2 * 4 * seconds)
+
+
+@pytest.mark.parametrize("say", [lay_out, explain])
+def test_nodes_with_too_few_experts_are_refused_in_their_place(say, tmp_path):
+    """Expert groups of colossus-100k are on eight nodes, an expert on each, and a token visits two."""
+    path = tmp_path / "limited.yaml"
+    text = (scenarios_folder() / "colossus-100k.yaml").read_text()
+    path.write_text(text.replace("\njob:\n", "\njob:\n  experts: {limit_nodes: 1}\n"))
+    with pytest.raises(ScenarioError) as caught:
+        say(load_scenario(path))
+    (problem,) = caught.value.problems
+    assert problem.message == "1 of the 8 nodes of a group have 1 experts, a token visits 2: 2 would do"
+    assert text.splitlines()[problem.line - 2] == "job:"
+    assert (problem.field, problem.column) == ("job.experts.limit_nodes", len("  experts: {limit_nodes: ") + 1)
+    assert say(load_scenario("colossus-100k", set=["job.experts={limit_nodes: 2}"]))

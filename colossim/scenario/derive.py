@@ -6,7 +6,7 @@ import math
 
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
-from colossim.scenario.plan import Plan
+from colossim.scenario.plan import NodeLimit, Plan
 from colossim.scenario.rules import MOST_PASSES, Report, check, counted_layers, divisors, near_divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
@@ -56,7 +56,13 @@ def derive(scenario: Scenario) -> Plan:
         expert_context=par.expert // expert_axis,
         sharding_group=data * par.context if par.sharding_group == "all" else par.sharding_group,
         seed=scenario.run.seed,
+        node_limit=_node_limit(job),
     )
+
+
+def _node_limit(job: JobSpec) -> NodeLimit | None:
+    model, most = job.model, job.experts.limit_nodes
+    return NodeLimit(most, model.experts, model.experts_per_token) if most is not None and model.experts else None
 
 
 def _layers(job: JobSpec) -> tuple[int, ...]:

@@ -41,6 +41,14 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             )
             for key, whole in (("imbalance", experts.capacity_factor is None), ("fullest", not experts.pad))
         ),
+        ("job.experts.limit_nodes", model.experts and plan.expert == 1, "each rank holds all experts"),
+        (
+            "job.experts.limit_nodes",
+            model.experts
+            and plan.expert > 1
+            and plan.world <= min(group.type.gpus for group in scenario.cluster.nodes),
+            "the job sits in one node",
+        ),
         ("job.overlap.tensor", overlap.tensor and par.tensor == 1, "tensor parallelism is 1"),
         (
             "job.overlap.tensor",

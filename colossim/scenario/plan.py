@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class NodeLimit:
+    """Routing that sends a token's copies to few nodes. nodes: at most.  experts: routed ones, `per_token` a token."""
+
+    nodes: int
+    experts: int
+    per_token: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The layout of the job.
 
@@ -16,6 +25,7 @@ class Plan:
     tokens: of a rank's micro-batch.  order: axes, fastest-varying first.  axes: their sizes; `expert` and
     `data` share the replicas.  expert_context: consecutive contexts that an expert group spans as well.
     sharding_group: ranks that share the states of the same dense parameters, if any are sharded.  seed: of random draws.
+    node_limit: None if copies go wherever their experts are.
     """
 
     gpus: int
@@ -37,6 +47,7 @@ class Plan:
     expert_context: int
     sharding_group: int
     seed: int = 0
+    node_limit: NodeLimit | None = None
 
     @property
     def replica_group(self) -> int:

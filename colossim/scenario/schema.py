@@ -145,6 +145,10 @@ class Experts(Facts):
     fullest: Ratio | None = Field(
         default=None, description="in place of a draw: tokens of the fullest rank's experts over the mean"
     )
+    limit_nodes: Positive | None = Field(
+        default=None,
+        description="nodes that a token's copies go to, at most; each gets it once and hands it on over NVLink",
+    )
 
 
 class Overlap(Facts):
