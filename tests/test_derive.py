@@ -203,6 +203,37 @@ RULES = [
         "does not divide 8 experts: 1, 2, 4",
     ),
     ({"model": {**EXPERTS, "experts_per_token": 9}}, "job.model.experts_per_token", "between 1 and 8"),
+    (
+        {"model": EXPERTS, "parallelism": {"tensor": 4, "sequence": True, "expert_tensor": 3}},
+        "job.parallelism.expert_tensor",
+        "3 does not divide tensor 4: 1, 2, 4 would",
+    ),
+    (
+        {"model": EXPERTS, "parallelism": {"tensor": 4, "expert_tensor": 2}},
+        "job.parallelism.expert_tensor",
+        "each routes tokens of its own; set sequence: true",
+    ),
+    (
+        {"model": {**EXPERTS, "expert_ffn": 2049}, "parallelism": {"tensor": 2, "sequence": True, "expert_tensor": 2}},
+        "job.parallelism.expert_tensor",
+        "2 does not divide the expert_ffn of 2,049: 1, 3, 683 would",
+    ),
+    (
+        {
+            "model": EXPERTS,
+            "parallelism": {"tensor": 2, "sequence": True, "expert_tensor": 1, "expert": 8, "data": 6},
+        },
+        "job.parallelism.data",
+        "6 replicas x context 1 are no multiple of expert 8 / 2 within a tensor group",
+    ),
+    (
+        {
+            "model": EXPERTS,
+            "parallelism": {"tensor": 2, "sequence": True, "expert_tensor": 1, "data": 4, "sharding_group": 2},
+        },
+        "job.parallelism.sharding_group",
+        "can't share the states of experts yet",
+    ),
     ({"model": EXPERTS, "experts": {"pad": True}}, "job.experts.pad", "say capacity_factor"),
     ({"model": EXPERTS, "experts": {"fullest": 1.5, "imbalance": "10 %"}}, "job.experts.fullest", "or imbalance"),
     (
@@ -349,6 +380,10 @@ def notes(tmp_path):
         (
             {"other": "overlap: {expert: true}", "model": "grok-1", "parallelism": "expert: 8"},
             "`job.overlap.expert` had no effect: no shared MLP",
+        ),
+        (
+            {"parallelism": "expert_tensor: 1"},
+            "`job.parallelism.expert_tensor` had no effect: the model has no experts",
         ),
         (
             {"other": "experts: {capacity_factor: 1.25}"},

@@ -116,6 +116,9 @@ def random_scenario(seed):
     job["parallelism"]["context_style"] = context_style(tensor * context, random.Random(f"context {seed}"))
     if moe:
         job["experts"] = experts(4 // expert, random.Random(f"experts {seed}"))
+        if job["parallelism"]["sequence"] and "sharding_group" not in job["parallelism"]:
+            shared = random.Random(f"shared {seed}").choice([n for n in (1, 2, 4, None) if n is None or n <= tensor])
+            job["parallelism"]["expert_tensor"] = shared
     return Scenario(
         name=f"random-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric, "degraded": degraded}),
@@ -200,6 +203,9 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
     for style in ("ring", "all-gather", "ulysses"):
         assert sum(s.job.parallelism.context > 1 and s.job.parallelism.context_style == style for s in found) > 4
+    apart = [s for s in found if (s.job.parallelism.expert_tensor or 8) < s.job.parallelism.tensor]
+    assert len(apart) > 8
+    assert sum(s.job.parallelism.expert_tensor > 1 for s in apart) > 2
     for key in ("capacity_factor", "pad", "imbalance", "fullest", "limit_nodes"):
         assert sum(key in s.job.experts.model_fields_set and bool(getattr(s.job.experts, key)) for s in found) > 4
     assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20

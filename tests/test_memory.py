@@ -401,3 +401,14 @@ def test_experts_that_get_more_keep_more():
     assert in_flight == pytest.approx(round(in_flight))
     assert peaks["{}"] - peaks["{capacity_factor: 0.5}"] == pytest.approx(in_flight * 0.5 * copy)
     assert peaks["{fullest: 1.5, capacity_factor: 1}"] == peaks["{}"]
+
+
+@pytest.mark.parametrize("shared", [1, 8])
+def test_states_of_experts_that_fewer_ranks_share(shared):
+    """A rank has 8/`shared` as many of its experts' parameters, whose optimizer states are over 8/`shared` as many ranks."""
+    plan, job = job_of("colossus-100k", f"job.parallelism.expert_tensor={shared}")
+    memory, stack = stage_memory(plan, job, 1), job.software
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, plan.expert, shared)
+    assert memory.parameters == pytest.approx(2 * (local.dense + local.experts))
+    ranks = plan.data * plan.tensor / (plan.expert * shared)
+    assert memory.optimizer == pytest.approx(stack.optimizer_bytes * (local.dense / plan.data + local.experts / ranks))

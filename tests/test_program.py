@@ -151,6 +151,51 @@ def test_experts_that_are_not_split_send_nothing():
         assert reduced == pytest.approx((local.dense + local.experts) * job.software.reduce_bytes)
 
 
+@pytest.mark.parametrize("shared", [1, 2, 8])
+def test_experts_of_fewer_ranks_than_a_tensor_group(shared):
+    """colossus-100k, 8 tensor ranks of which `shared` hold an expert: each sends its T/8 tokens' 2 copies; those that share an
+    expert gather theirs, so that grouped products have `shared`/8 of 2 T tokens, f/`shared` wide: the same FLOPs. A rank
+    holds as many more parameters as its experts are wider; D t/(e `shared`) ranks hold the same ones."""
+    change = f"job.parallelism.expert_tensor={shared}"
+    plan, job, found = programs("colossus-100k", change)
+    model, t, k = job.model, plan.tensor, job.model.experts_per_token
+    assert (plan.expert_tensor, plan.expert_within) == (shared, 8 // shared)
+    assert plan.expert_group == plan.data * t // (8 * shared)
+    forward = body(found[3], "F", 0, 4)
+    sent = 2 * plan.tokens / t * k * model.hidden
+    assert [(c.operation, c.size) for c in collectives(forward, "expert")] == [("all_to_all", sent)] * 2
+    gathered = collectives(forward, "expert_tensor")
+    own = [("all_gather", shared * sent), ("reduce_scatter", shared * sent)]
+    assert [(c.operation, c.size) for c in gathered] == (own if 1 < shared < t else [])
+    copies = [c for c in collectives(forward, "tensor") if c.size == 2 * plan.tokens * k * model.hidden]
+    assert len(copies) == (2 if shared == t else 0)
+    up, down = [x for op in forward if isinstance(op, Compute) for x in op.kernels if isinstance(x, Gemm) and x.tokens]
+    tokens, width = plan.tokens * k * shared / t, model.expert_ffn / shared
+    assert (up.m, up.n, up.k, down.n, down.k) == (tokens, 2 * width, model.hidden, model.hidden, width)
+    one = transformer.layer(model, 0).expert
+    local = transformer.stage_parameters(model, plan.pipeline, plan.layers, 3, t, 8, shared)
+    assert local.experts == pytest.approx(model.layers / plan.pipeline * one / shared)
+    reduced = sum(c.size for c in collectives(ops_of(found[3]), "expert_data") if c.operation == "reduce_scatter")
+    assert reduced == pytest.approx(local.experts * job.software.reduce_bytes)
+
+
+def test_experts_that_only_a_tensor_group_shares_still_have_replicas_of_their_own():
+    """expert 1, expert_tensor 1 of tensor 2: all experts whole on each rank, whose replicas are twice as many."""
+    changes = ("job.model=mixtral-8x22b", "job.parallelism.expert_tensor=1", "job.parallelism.data=4", *ONE_CHUNK)
+    plan, job, found = programs("two-pods", *changes)
+    assert (plan.replica_group, plan.expert_group, plan.experts_apart) == (4, 8, True)
+    ops = ops_of(found[1])
+    assert not collectives(ops, "expert")
+    reduced = {
+        channel: sum(c.size for c in collectives(ops, channel) if c.operation == "reduce_scatter")
+        for channel in ("data", "expert_data")
+    }
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, 2, 1, 1)
+    assert reduced == pytest.approx(
+        {"data": local.dense * job.software.reduce_bytes, "expert_data": local.experts * job.software.reduce_bytes}
+    )
+
+
 @pytest.mark.parametrize("context", [2, 4])
 def test_each_hop_of_the_ring_runs_beside_a_piece_of_attention(context):
     """c pieces, c - 1 hops: post, attend, wait; the last piece has nobody to wait for. Backward moves gradients too."""

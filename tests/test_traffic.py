@@ -515,40 +515,61 @@ def test_an_all_to_all_leaves_by_a_neighbour_that_is_no_member():
     assert total == dict.fromkeys(expected, 1.0)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_groups_of_random_orders(seed):
-    """Any order of the axes, experts over both contexts or neither: groups are the ranks that share the other digits."""
+    """Any order of the axes, experts over both contexts or neither: groups are the ranks that share the other digits.
+
+    Where 1 or 2 of 4 tensor ranks share an expert, expert groups take the tensor group's neighbours first.
+    """
     draw = random.Random(seed)
     order = ["tensor", "context", "expert", "data", "pipeline"]
     draw.shuffle(order)
     context, expert, data = draw.choice([(1, 4, 4), (2, 4, 2), (2, 4, 6), (4, 2, 3), (4, 8, 2), (2, 2, 1)])
+    tensor = 2 if seed < 40 else 4
+    shared = 2 if seed < 40 else draw.choice([1, 2])
     plan = derive(
         load_scenario(
             "two-pods",
             set=[
                 *["job.model=mixtral-8x22b", f"job.parallelism.order=[{', '.join(order)}]"],
-                *["job.parallelism.tensor=2", "job.parallelism.pipeline=2", f"job.parallelism.context={context}"],
+                *[
+                    f"job.parallelism.tensor={tensor}",
+                    "job.parallelism.pipeline=2",
+                    f"job.parallelism.context={context}",
+                ],
                 *[f"job.parallelism.expert={expert}", f"job.parallelism.data={data}", f"job.global_batch={8 * data}"],
-                *["job.parallelism.virtual_pipeline=1", "job.parallelism.schedule=1f1b", "cluster.nodes.0.count=16"],
+                *["job.parallelism.virtual_pipeline=1", "job.parallelism.schedule=1f1b", "cluster.nodes.0.count=32"],
+                *[f"job.parallelism.expert_tensor={shared}"],
             ],
         )
     )
-    inner = plan.expert_context
-    assert plan.axes["expert"] * inner == expert
+    inner, within = plan.expert_context, plan.expert_within
+    assert plan.axes["expert"] * inner * within == expert
+    assert within == min(expert, tensor // shared)
     digits = []
     for rank in range(plan.world):
         at, left = {}, rank
         for axis in order:
             left, at[axis] = divmod(left, plan.axes[axis])
         digits.append(at)
+        left, at["shared"] = divmod(at["tensor"], shared)
+        at["outer"], at["middle"] = divmod(left, within)
     same = {
         "tensor": lambda d: (d["context"], d["expert"], d["data"], d["pipeline"]),
         "context": lambda d: (d["tensor"], d["expert"], d["data"], d["pipeline"]),
-        "expert": lambda d: (d["tensor"], d["context"] // inner, d["data"], d["pipeline"]),
+        "expert": lambda d: (d["shared"], d["outer"], d["context"] // inner, d["data"], d["pipeline"]),
         "data": lambda d: (d["tensor"], d["pipeline"]),
-        "expert_data": lambda d: (d["tensor"], d["pipeline"], d["expert"], d["context"] % inner),
+        "expert_data": lambda d: (d["shared"], d["middle"], d["pipeline"], d["expert"], d["context"] % inner),
+        "expert_tensor": lambda d: (
+            d["outer"],
+            d["middle"],
+            *(d[a] for a in ("context", "expert", "data", "pipeline")),
+        ),
     }
     found = group_members(plan)
+    if shared == tensor:
+        del same["expert_tensor"]
+        assert "expert_tensor" not in found
     for channel, key in same.items():
         groups = {}
         for rank, at in enumerate(digits):
@@ -559,4 +580,6 @@ def test_groups_of_random_orders(seed):
         else:
             assert sorted(found[channel].tolist()) == rows, channel
             if channel.startswith("expert"):
-                assert len(rows[0]) == (expert if channel == "expert" else data * context // expert)
+                holders = data * context * tensor // (expert * shared)
+                sizes = {"expert": expert, "expert_data": holders, "expert_tensor": shared}
+                assert len(rows[0]) == sizes[channel]

@@ -55,6 +55,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             overlap.tensor and par.tensor > 1 and not job.software.tensor_overlap,
             f"{job.software.name} hides no part of a tensor collective",
         ),
+        ("job.parallelism.expert_tensor", not model.experts, "the model has no experts"),
         ("job.parallelism.context_style", par.context == 1, "context parallelism is 1"),
         ("job.overlap.pipeline", par.pipeline == 1, "there is one stage"),
         *(

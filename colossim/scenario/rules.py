@@ -127,13 +127,32 @@ def _check_tensor(job: JobSpec, report: Report) -> None:
         report(field, f"{tensor} does not divide {model.heads} heads: {would} would")
     if model.kv_heads % tensor and tensor % model.kv_heads:
         report(field, f"{tensor} and {model.kv_heads} key/value heads: one must divide the other")
-    for name in ("ffn", "expert_ffn", "shared_ffn"):
+    expert_tensor = job.parallelism.expert_tensor if model.experts else None
+    if expert_tensor is not None:
+        _check_expert_tensor(job, expert_tensor, report)
+    for name in ("ffn", "shared_ffn") if expert_tensor is not None else ("ffn", "expert_ffn", "shared_ffn"):
         width = getattr(model, name)
         if width % tensor:
             report(
                 field,
                 f"{tensor} does not divide the {name} of {width:,}: {near_divisors(width, tensor)} would",
             )
+
+
+def _check_expert_tensor(job: JobSpec, expert_tensor: int, report: Report) -> None:
+    par, width, field = job.parallelism, job.model.expert_ffn, "job.parallelism.expert_tensor"
+    if par.tensor % expert_tensor:
+        report(
+            field,
+            f"{expert_tensor} does not divide tensor {par.tensor}: {near_divisors(par.tensor, expert_tensor)} would",
+        )
+    elif expert_tensor < par.tensor and not par.sequence:
+        report(
+            field, f"{expert_tensor} of {par.tensor} tensor ranks: each routes tokens of its own; set sequence: true"
+        )
+    elif width % expert_tensor:
+        would = near_divisors(width, expert_tensor)
+        report(field, f"{expert_tensor} does not divide the expert_ffn of {width:,}: {would} would")
 
 
 def _check_stages(job: JobSpec, report: Report) -> None:

@@ -106,6 +106,9 @@ class Parallelism(Facts):
     account_for_embedding: bool = Field(default=False, description="the embedding counts as a layer of the first stage")
     account_for_loss: bool = Field(default=False, description="head and loss count as a layer of the last stage")
     expert: Positive = Field(default=1, description="ranks that share the experts of a layer")
+    expert_tensor: Positive | None = Field(
+        default=None, description="ranks that share each expert, of a tensor group's; all of them when absent"
+    )
     data: Positive | Literal["auto"] = Field(
         default="auto", description="replicas; auto takes the most that fit and divide the batch"
     )

@@ -194,12 +194,17 @@ class LayerKernels:
 
     @cached_property
     def _routed(self) -> tuple[float, float]:
-        """(tokens that the rank sends, tokens that its tensor group computes): k copies of each.
+        """(tokens that the rank sends, tokens that the ranks compute which share its experts): k copies of each.
 
         Every rank computes what the fullest one does, for which its expert group waits.
         """
         k = self.job.model.experts_per_token
-        return self.norm_tokens * k * self.load.sent, self.tokens * k * self.load.fullest
+        return self.norm_tokens * k * self.load.sent, self.tokens * k * self.load.fullest * self._of_tensor
+
+    @property
+    def _of_tensor(self) -> float:
+        """Part of the tensor group's ranks that share an expert."""
+        return self.plan.expert_tensor / self.plan.tensor
 
     def _permute(self, passes: float) -> list[Kernel]:
         """Routed tokens put in order for the ranks, or back; those that came are put in the order of the rank's experts."""
@@ -216,7 +221,7 @@ class LayerKernels:
 
     def _expert_kernels(self, *, backward: bool) -> list[Kernel]:
         model, routed = self.job.model, self._routed[1]
-        width, h, n = model.expert_ffn / self.plan.tensor, float(model.hidden), model.mlp_matrices - 1
+        width, h, n = model.expert_ffn / self.plan.expert_tensor, float(model.hidden), model.mlp_matrices - 1
         inner = self._activation(routed, width, backward=backward)
         if backward:
             down = [*self._casts(routed * h), *self._grouped(h, width, backward=True)]

@@ -113,8 +113,16 @@ class LayerOps(ContextOps):
     def _expert(self, size: float) -> list[Op]:
         return [Collective("expert", "all_to_all", size)] if self.plan.expert > 1 else []
 
+    def _shared_tokens(self, tokens: float, *, back: bool) -> list[Op]:
+        """Behind an all-to-all the ranks that share an expert gather their tokens, and scatter their sums again (`back`)."""
+        if self.plan.expert_tensor == self.plan.tensor:
+            return self._combine(tokens) if back else self._gather(tokens)
+        operation: Operation = "reduce_scatter" if back else "all_gather"
+        size = WIDTH * tokens * self.job.model.hidden
+        return [Collective("expert_tensor", operation, size)] if self.plan.expert_tensor > 1 else []
+
     def _moe(self, *, backward: bool) -> list[Op]:
-        """Router, dispatch, experts, combine. Behind an all-to-all the tensor group gathers its tokens and scatters them again.
+        """Router, dispatch, experts, combine.
 
         Data leave and come back the same way in both directions, so backward mirrors forward. An all-to-all lasts until the
         fullest rank has its tokens: each moves as many.
@@ -142,9 +150,9 @@ class LayerOps(ContextOps):
         return [
             _compute(*before),
             *dispatch,
-            *self._gather(gathered),
+            *self._shared_tokens(gathered, back=False),
             _compute(*self._expert_kernels(backward=backward)),
-            *self._combine(gathered),
+            *self._shared_tokens(gathered, back=True),
             *combine,
             _compute(*after),
             *shared,

@@ -140,10 +140,10 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     the group that holds the same parameters. Activations: at the fullest moment of the schedule.
     """
     model, stack = job.model, job.software
-    local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
+    local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert, plan.expert_tensor)
     level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
     parameters = gradients = optimizer = 0.0
-    of_experts = plan.expert_group if plan.expert > 1 else plan.sharding_group
+    of_experts = plan.expert_group if plan.experts_apart else plan.sharding_group
     for count, group in ((local.dense, plan.sharding_group), (local.experts, of_experts)):
         parameters += _WEIGHT * count / (group if level >= 3 else 1)
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
