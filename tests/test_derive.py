@@ -394,6 +394,10 @@ def notes(tmp_path):
             "`job.experts.limit_nodes` had no effect: each rank holds all experts",
         ),
         (
+            {"other": "experts: {capacity_factor: 1.25}", "model": "grok-1"},
+            "`job.experts.capacity_factor` had no effect: no expert gets more",
+        ),
+        (
             {"other": "experts: {imbalance: 20 %}", "model": "grok-1"},
             "`job.experts.imbalance` had no effect: each rank holds all experts",
         ),
@@ -444,3 +448,9 @@ def test_what_had_no_effect_is_told(notes, texts, note):
 def test_what_was_not_written_is_not_told(notes):
     """Defaults, and switches that are off, are nobody's expectation."""
     assert notes(other="overlap: {expert: false, tensor: false}") == []
+
+
+@pytest.mark.parametrize(("experts", "told"), [("{}", 1), ("{imbalance: 20 %}", 0)])
+def test_a_seed_has_an_effect_where_loads_are_drawn(experts, told):
+    drawn = load_scenario("colossus-100k", set=["run.seed=1", f"job.experts={experts}"])
+    assert sum(note.startswith("`run.seed` had no effect") for note in no_effects(drawn, derive(drawn))) == told

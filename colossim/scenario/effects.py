@@ -41,6 +41,14 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             )
             for key, whole in (("imbalance", experts.capacity_factor is None), ("fullest", not experts.pad))
         ),
+        (
+            "job.experts.capacity_factor",
+            model.experts
+            and not experts.pad
+            and not experts.imbalance
+            and (experts.fullest or 1.0) <= (experts.capacity_factor or 0.0),
+            "no expert gets more",
+        ),
         ("job.experts.limit_nodes", model.experts and plan.expert == 1, "each rank holds all experts"),
         (
             "job.experts.limit_nodes",
