@@ -40,6 +40,11 @@ class Timing:
     operation: str = ""
     size: float = 0.0
 
+    @property
+    def alone(self) -> float:
+        """s that it takes with its links to itself."""
+        return self.latency + self.bytes / self.cap
+
 
 @dataclass(frozen=True)
 class MessageCost:

@@ -73,6 +73,7 @@ class Compiler:
     _meets: frozenset[int] = frozenset()
     _shapes: dict[tuple[Shape, float], int] = field(default_factory=dict)
     _held: list[object] = field(default_factory=list)
+    _programs: dict[tuple[object, ...], tuple[Leg, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         quotient = self.quotient
@@ -116,6 +117,11 @@ class Compiler:
     def compile(self, program: StageProgram, rank: RankClass) -> tuple[Leg, ...]:
         """The legs of one rank class: the prologue, passes in the schedule's order, the epilogue."""
         shapes = tuple(self._shape(self._group(rank, i, 0)) for i in range(len(self.quotient.channels)))
+        # Of the rank class nothing else is looked at.
+        whole = (id(program), rank.hardware, rank.stage, shapes)
+        if whole in self._programs:
+            return self._programs[whole]
+        self._held.append(program)  # keeps its id taken
         posted: frozenset[tuple[str, int]] = frozenset()
         legs = []
         outside = (OUTSIDE, -1, -1)
@@ -133,7 +139,8 @@ class Compiler:
                 found = self._bodies[key] = self._body(body, host, program.host_exponent, rank, posted)
             steps, posted = found
             legs.append(Leg(*where, steps))
-        return tuple(legs)
+        self._programs[whole] = tuple(legs)
+        return self._programs[whole]
 
     # -- one body ----------------------------------------------------------------------------------------------------
     def _body(
@@ -184,6 +191,12 @@ class Compiler:
                 else:
                     close()
                     steps.append(Blocking(channel, t, category, exposed))
+            elif isinstance(op, Send):
+                close()
+                ship, seconds = self._shipped(op, rank)
+                steps.append(ship)
+                if op.held:
+                    parts.append(Part(op.held * seconds, CATEGORY[op.direction], WAIT))
             elif (beside := self._beside(whole[at : at + 3], rank, in_flight)) is not None:
                 parts += beside
                 skip = 2
@@ -234,18 +247,21 @@ class Compiler:
         elif isinstance(op, Wait):
             steps.append(Until(op.tag))
             in_flight.pop(op.tag, None)
-        elif isinstance(op, Send):
-            (channel,) = self._numbers[op.direction]
-            group = self._group(rank, channel)
-            assert group is not None
-            wraps = (op.direction == "forward" and rank.stage == self._last) - (
-                op.direction == "backward" and rank.stage == self._first
-            )
-            steps.append(Ship(channel, self.library.timing("send", op.size, (group.shape,)), op.blocking, wraps))
         elif isinstance(op, Receive):
             steps.append(Fetch(self._numbers[op.direction][0]))
         else:
             raise TypeError(f"not an operation of a program: {op!r}")
+
+    def _shipped(self, op: Send, rank: RankClass) -> tuple[Ship, float]:
+        """The transfer, and the seconds that it takes alone."""
+        (channel,) = self._numbers[op.direction]
+        group = self._group(rank, channel)
+        assert group is not None
+        wraps = (op.direction == "forward" and rank.stage == self._last) - (
+            op.direction == "backward" and rank.stage == self._first
+        )
+        timing = self.library.timing("send", op.size, (group.shape,))
+        return Ship(channel, timing, op.blocking, wraps), timing.alone
 
     def _kernel(self, op: Compute | _Host, rank: RankClass) -> tuple[float, int]:
         if isinstance(op, _Host):
@@ -269,8 +285,7 @@ class Compiler:
                 gpu += self.kernel_seconds(op, rank.hardware)
             elif isinstance(op, Collective):
                 # As fast as the group could alone: what its links carry of others is no matter of the host's.
-                t = self._timing(op, rank)[2]
-                gpu += (1 - op.hidden) * (t.latency + t.bytes / t.cap)
+                gpu += (1 - op.hidden) * self._timing(op, rank)[2].alone
         peak = max(gpu, host)
         extra = peak * ((gpu / peak) ** exponent + (host / peak) ** exponent) ** (1 / exponent) - gpu
         # What follows the pass's last kernel (its sends) waits for the launches, too.

@@ -291,7 +291,12 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     tokens = float(job.global_batch * job.sequence_length)
     needed = model_flops_per_token(job.model, job.sequence_length)
     again = recomputed_flops_per_token(
-        job.model, job.sequence_length, job.recompute, job.software.attention, recomputed_layers(plan, job)
+        job.model,
+        job.sequence_length,
+        job.recompute,
+        job.software.attention,
+        recomputed_layers(plan, job),
+        job.software.fusions,
     )
     peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
     capacity = stage_capacity(plan, cluster)

@@ -103,7 +103,7 @@ def random_scenario(seed):
             "sharding": pick(["none", "optimizer", "gradients", "parameters"]),
             "order": tuple(order),
         },
-        "recompute": pick(["none", "full"]),
+        "recompute": pick(["none", "full", "selective-op"]),
         "overlap": {
             "data": draw.random() < 0.7,
             "pipeline": draw.random() < 0.7,

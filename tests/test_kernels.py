@@ -268,9 +268,10 @@ def test_element_wise_bytes_of_an_eager_layer():
 @pytest.mark.parametrize(
     ("fusions", "precision", "norm", "passes"),
     [
-        (("norm",), "16", "rmsnorm", (4, 6)),
+        (("norm", "norm_gradient"), "16", "rmsnorm", (4, 6)),
+        (("norm",), "16", "layernorm", (5.7, 13.4)),
         (("norm",), "fp32", "rmsnorm", (6 + 6, 10 + 6 + 6)),
-        ((), "16", "layernorm", (4, 6 + 4)),
+        ((), "16", "layernorm", (5, 15)),
         ((), "fp32", "layernorm", (6 + 8 + 6, 6 + 12 + 8 + 6)),
         ((), "16", "rmsnorm", (4 + 2 + 4 + 4, 4 + 8 + 4 + 8 + 2 + 14 + 6)),
         ((), "fp32", "rmsnorm", (6 + 8 + 4 + 8 + 6 + 4, 12 + 6 + 8 + 16 + 4 + 28 + 12 + 6)),
@@ -307,6 +308,24 @@ def test_a_stack_whose_passes_are_not_listed_has_a_factor():
     _, _, once = layer_ops("two-pods")
     _, _, thrice = layer_ops("two-pods", "job.software.elementwise=3")
     assert moved(thrice.forward(False)) == pytest.approx(3 * moved(once.forward(False)))
+
+
+@pytest.mark.parametrize("sequence", ["true", "false"])
+def test_biases_take_passes_of_their_own(sequence):
+    """Of queries, keys and values the sum with the product, r2 w2; backward a column sum of each output's gradient, r2: of qkv
+    and f whole, of the two h where the tensor group holds them."""
+    changes = (f"job.parallelism.sequence={sequence}", "job.software.fusions=[norm, norm_gradient, qkv, gate_up, {}]")
+    fused = (changes[0], changes[1].format("bias, bias_gradient"))
+    plan, job, without = layer_ops("two-pods", *fused, biases=True)
+    _, _, alone = layer_ops("two-pods", changes[0], changes[1].format("softmax"), biases=True)
+    _, _, none = layer_ops("two-pods", changes[0], changes[1].format("softmax"))
+    model, t, T = job.model, plan.tensor, plan.tokens
+    qkv = (model.heads + 2 * model.kv_heads) * model.head_size / t
+    summed = T * (qkv + 2 * model.ffn / t + 2 * model.hidden / (t if sequence == "true" else 1))
+    assert moved(alone.forward(False)) - moved(without.forward(False)) == pytest.approx(4 * T * qkv)
+    assert moved(alone.backward(False)) - moved(without.backward(False)) == pytest.approx(2 * summed)
+    assert moved(none.forward(False)) == pytest.approx(moved(without.forward(False)))
+    assert moved(none.backward(False)) == pytest.approx(moved(without.backward(False)))
 
 
 @pytest.mark.parametrize(("adam", "bytes_"), [(True, 24 + 2 + 2 * 4), (False, 72 + 2 + 5 * 4)])
@@ -500,7 +519,8 @@ def test_flops_of_a_layer_over_all_its_ranks(routed_name, full):
     whole = plan.tokens * (transformer.forward_flops_per_token(one, plan.sequence) - head)
     core = plan.tokens * 2 * plan.sequence * model.heads * model.head_size
     assert t * sum(op.flops for op in ops.forward(routed) if isinstance(op, Compute)) == pytest.approx(whole)
-    backward = t * sum(op.flops for op in ops.backward(routed, again=full) if isinstance(op, Compute))
+    how = "full" if full else "none"
+    backward = t * sum(op.flops for op in ops.backward(routed, how) if isinstance(op, Compute))
     assert backward == pytest.approx(2 * (whole - core) + 2.5 * core + (whole if full else 0))
 
 
@@ -511,6 +531,38 @@ def test_selective_recompute_repeats_the_unfused_core_only():
     assert len(twice) == len(kernels(kept.backward(False), Scores)) + 2
     assert kernels(again.backward(False), Gemm) == kernels(kept.backward(False), Gemm)
     assert moved(again.backward(False)) - moved(kept.backward(False)) == moved(kept.core_forward())
+
+
+def test_recompute_by_operator_keeps_every_other_product():
+    """Of q, k, v, out, gate, up, down it keeps q, v, gate and needs no down: k, out, up are there again, and all element-wise
+    kernels of the forward pass, but neither fused attention nor the tensor group's reductions."""
+    plan, job, ops = layer_ops("two-pods", "job.software=fsdp-2025", "job.recompute=selective-op")
+    again = ops.backward(False, "selective-op")[: -len(ops.backward(False))]
+    forward = ops.forward(False)
+    assert kernels(again, Gemm) == kernels(forward, Gemm)[1:-1:2]
+    assert len(kernels(again, Gemm)) == 3
+    assert moved(again) == moved(forward)
+    assert not kernels(again, Flash)
+    assert not [op for op in again if isinstance(op, Collective) and op.operation != "all_gather"]
+    per_token = transformer.recomputed_flops_per_token(
+        job.model, plan.sequence, "selective-op", "flash-2", fusions=job.software.fusions
+    )
+    flops = plan.tensor * sum(k.flops for k in kernels(again, Gemm)) * job.model.layers
+    assert per_token * plan.tokens == pytest.approx(flops)
+
+
+@pytest.mark.parametrize("shared", [0, 8192])
+def test_recompute_by_operator_repeats_products_of_experts(shared):
+    """Grouped products are none of those that count: all are there again, but for the one that ends the layer."""
+    plan, job, ops = layer_ops("grok2-15k", "job.recompute=selective-op", shared_ffn=shared)
+    again = ops.backward(True, "selective-op")[: -len(ops.backward(True))]
+    grouped = [k for k in kernels(ops.forward(True), Gemm) if k.tokens]
+    assert [k for k in kernels(again, Gemm) if k.tokens] == (grouped if shared else grouped[:-1])
+    per_token = transformer.recomputed_flops_per_token(
+        job.model, plan.sequence, "selective-op", "flash-2", fusions=job.software.fusions
+    )
+    flops = plan.tensor * sum(k.flops for k in kernels(again, Gemm)) * job.model.layers
+    assert per_token * plan.tokens == pytest.approx(flops)
 
 
 def test_the_head_and_its_loss():

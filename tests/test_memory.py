@@ -274,6 +274,13 @@ def test_the_ends_live_on_the_first_and_last_stage():
     assert last - middle == pytest.approx(each * (end + job.model.hidden))
 
 
+def test_recompute_by_operator_keeps_every_other_output():
+    """Llama 3 8B with separate products, a token and layer: its input, q, v, gate, down, and attention's output, 2 bytes each."""
+    plan, job = job_of("torchtitan-a100", case="llama3-8b-selective-op")
+    h, kv, f = 4096, 1024, 14336
+    assert layer_activations(plan, job, False) == 2 * plan.tokens * (h + h + kv + f + h + h)
+
+
 def test_full_recompute_of_some_layers():
     """The first 3 of a stage's 8 layers keep 2 T h/t, the others everything, and one of the three is there once more in B."""
     changes = ("job.recompute=full", "job.recompute_layers=3", "job.parallelism.schedule=1f1b")

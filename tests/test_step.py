@@ -20,7 +20,7 @@ from colossim.quotient import quotient as fold_by
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.segments import Compiler
-from colossim.simulation import compile_setup, lay_out, play_step, prepare
+from colossim.simulation import compile_setup, lay_out, play_step, prepare, simulate
 from colossim.workload.kernels import kernel_time
 from colossim.workload.program import Collective, Compute, Pass, Post, Send, StageProgram, Wait
 from colossim.workload.schedule import order
@@ -127,6 +127,30 @@ def test_sends_cost_1f1b_in_the_steady_state_though_nothing_blocks():
     p, x = 4, 0.25
     times = [pipeline("1f1b", p, m, 1, lambda i: 1.0, lambda i: 2.0, transfer=x).step_time for m in (40, 80)]
     assert (times[1] - times[0]) / 40 == pytest.approx(3.0 + 2 * x * (p - 1) / p)
+
+
+def test_a_transfer_beside_kernels_holds_them_back_by_a_share_of_its_time():
+    """gpipe, 2 stages, m = 4: the last one, with the head, sets the pace, and is held behind each gradient that it sends but
+    the last: m - 1 times a transfer's own time x."""
+
+    def time(share, blocking="true"):
+        changes = [
+            "job.parallelism.tensor=8", "job.parallelism.pipeline=2", "job.parallelism.schedule=gpipe",
+            "job.parallelism.virtual_pipeline=1", "job.parallelism.data=auto", "job.model.tied=false",
+            f"job.software.boundary_overlap={share} %", f"job.overlap.pipeline={blocking}",
+        ]  # fmt: skip
+        scenario = load_scenario("two-pods", set=changes)
+        plan = derive(scenario)
+        batch = 4 * plan.data * scenario.job.micro_batch
+        return simulate(load_scenario("two-pods", set=[*changes, f"job.global_batch={batch}"])).step_time_s
+
+    none, half, whole = time(100), time(50), time(0)
+    x = (whole - none) / 3
+    assert (half - none) / 3 == pytest.approx(x / 2, rel=1e-6)
+    plan, job = derive(load_scenario("two-pods")), load_scenario("two-pods").job
+    moved = 2 * plan.tokens * job.model.hidden / 8
+    assert 0.9 * moved / 50e9 < x < 1.5 * moved / 50e9 + 20e-6
+    assert time(0, "false") == time(100, "false"), "what blocks is paid for already"
 
 
 def test_breakdown_of_a_pipeline():
@@ -514,8 +538,17 @@ class Plain:
                 self.arrive(flight, 1, "send", op.size, 1.0)
                 if op.blocking:
                     yield flight
+                elif op.held:
+                    yield self.pause(r, op.held * (flight.latency + flight.left / flight.cap))
             else:
                 yield self.flight(op.direction, int(self.channels[op.direction][0].roles[1][r]), key)
+
+    def pause(self, r, seconds):
+        """A flight of nothing, which no kernel slows."""
+        flight = Flight(("pause", r, self.now))
+        flight.latency, flight.cap, flight.links = seconds, float("inf"), {}
+        self.queues["pause", r, self.now] = [flight]
+        return flight
 
     def run(self):
         """(ranks,) seconds at which each has finished."""

@@ -231,12 +231,13 @@ class Slowdown(Facts):
 
 #: What a stack may run as one kernel (or product) where eager PyTorch runs several.
 Fusion = Literal[
-    "norm", "norm_cast", "residual", "dropout_add", "gated", "squared_relu", "rope", "softmax", "gqa", "qkv", "gate_up",
-    "permute", "accumulation", "adam",
+    "norm", "norm_gradient", "norm_cast", "residual", "dropout_add", "gated", "squared_relu", "rope", "softmax", "gqa", "qkv",
+    "gate_up", "permute", "accumulation", "bias", "bias_gradient", "adam",
 ]  # fmt: skip
 #: What Megatron's stacks run as one kernel since 2021: what a profile that doesn't say has.
 _FUSIONS: tuple[Fusion, ...] = (
-    "norm", "dropout_add", "gated", "rope", "softmax", "gqa", "qkv", "gate_up", "permute", "accumulation", "adam",
+    "norm", "norm_gradient", "dropout_add", "gated", "rope", "softmax", "gqa", "qkv", "gate_up", "permute", "accumulation",
+    "bias", "bias_gradient", "adam",
 )  # fmt: skip
 
 
@@ -249,12 +250,13 @@ class Software(Entry):
     causal_skip: bool = Field(description="whether they skip masked tiles")
     fusions: tuple[Fusion, ...] = Field(
         default=_FUSIONS,
-        description="what runs as one kernel. norm: each norm; norm_cast: and its cast to fp8, which the tensor group then"
-        " gathers; residual: the residual's sum with the norm behind it; dropout_add: dropout with the residual's sum; gated: a"
-        " gated activation with its product; squared_relu: the ReLU with its square; rope: rotary embedding; softmax: scale,"
-        " mask and softmax; gqa: attention reads shared keys and values without copies; qkv, gate_up: one product of the same"
-        " input; permute: routing's permutation with its weights; accumulation: a weight's gradient with its sum over"
-        " micro-batches; adam: the optimizer",
+        description="what runs as one kernel. norm: each norm; norm_gradient: its backward pass, weights included; norm_cast:"
+        " and its cast to fp8, which the tensor group then gathers; residual: the residual's sum with the norm behind it;"
+        " dropout_add: dropout with the residual's sum; gated: a gated activation with its product; squared_relu: the ReLU with"
+        " its square; rope: rotary embedding; softmax: scale, mask and softmax; gqa: attention reads shared keys and values"
+        " without copies; qkv, gate_up: one product of the same input; permute: routing's permutation with its weights;"
+        " accumulation: a weight's gradient with its sum over micro-batches; bias: a product with the sum with its bias;"
+        " bias_gradient: the sum of a gradient's columns with a product or a cast; adam: the optimizer",
     )
     norm_precision: Literal["16", "fp32"] = Field(
         default="16", description="of the tensors that kernels of norms read and write"
@@ -271,6 +273,11 @@ class Software(Entry):
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")
     tensor_overlap: Share = Field(description="part of a tensor collective that overlap.tensor hides")
+    boundary_overlap: Share = Field(
+        default=1.0,
+        validate_default=True,
+        description="part of a stage boundary's transfer, which overlap.pipeline puts beside kernels, that costs them nothing",
+    )
     prefetch: Natural = Field(default=1, description="layers that a ZeRO-3 gathers ahead of the one at work")
     parameter_gather: Literal["all-gather", "broadcasts"] = Field(
         default="all-gather",

@@ -77,6 +77,7 @@ class ChunkedCall(Call):
     """A collective whose messages move; it is on no link itself."""
 
     __slots__ = ("exposed", "play", "timing")
+    quiet = False
 
     def __init__(self, group: ChunkedGroup) -> None:
         super().__init__(group)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import simpy
@@ -54,6 +54,8 @@ class Activity:
         "version",
         "watchers",
     )  # fmt: skip
+    #: whether nobody needs to know when its bytes begin to move
+    quiet: ClassVar[bool] = True
 
     def __init__(self, links: tuple[tuple[int, float], ...], size: float, cap: float) -> None:
         self.links = links
@@ -172,11 +174,36 @@ class Network:
 
     # -- activities --------------------------------------------------------------------------------------------------
     def start(self, activity: Activity, latency: float) -> None:
-        """The activity's bytes begin to move after its latency."""
-        if latency > 0:
+        """The activity's bytes begin to move after its latency.
+
+        Where nothing else is on its links its end is known now, and its beginning takes no event, unless somebody watches.
+        """
+        free = activity.quiet and activity.pinned is None and not activity.watchers and activity.remaining > 0
+        if free and not any(self._on[link] for link, _ in activity.links):
+            self._begin_ahead(activity, self.env.now + latency)
+        elif latency > 0:
             self.deadline(self.env.now + latency, activity.version, activity)
         else:
             activity.due(self)
+
+    def _begin_ahead(self, activity: Activity, when: float) -> None:
+        activity.began = activity.since = when
+        activity.version += 1
+        for link, weight in activity.links:
+            self._on[link][activity] = weight
+        activity.rate = self._alone(activity)
+        self.deadline(when + activity.remaining / activity.rate, activity.version, activity)
+
+    def _take_back(self, activity: Activity) -> None:
+        """Others begin on its links before its latency is over: it begins by an event of its own."""
+        when = activity.began
+        assert when is not None
+        for link, _ in activity.links:
+            del self._on[link][activity]
+        activity.began = None
+        activity.rate = 0.0
+        activity.version += 1
+        self.deadline(when, activity.version, activity)
 
     def begin(self, activity: Activity) -> None:
         now = self.env.now
@@ -186,7 +213,10 @@ class Network:
             self.finish(activity)
             return
         for link, weight in activity.links:
-            self._on[link][activity] = weight
+            on = self._on[link]
+            for other in [other for other in on if other.since > now] if on else ():
+                self._take_back(other)
+            on[activity] = weight
         if activity.pinned is not None:
             self._pinned[activity] = None
             self._changed = True

@@ -158,6 +158,7 @@ class Message(Activity):
     """A message in flight, of a play. held: its latency is over, but its channel still moves the one before it."""
 
     __slots__ = ("held", "number", "ready_at")
+    quiet = False
 
     def __init__(self, play: Play, number: int, links: Links, size: float) -> None:
         super().__init__(links, size, float("inf"))

@@ -29,7 +29,7 @@ from colossim.errors import Problem, ScenarioError
 from colossim.scenario.degraded import Degraded
 
 Axis = Literal["tensor", "context", "expert", "data", "pipeline"]
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "selective-op", "full"]
 ORDER: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
@@ -179,7 +179,11 @@ class JobSpec(Facts):
     precision: Precision = Field(default="bf16", description="of the matrix products")
     parallelism: Parallelism = Field(default=Parallelism(), description="how the job is cut")
     experts: Experts = Field(default=Experts(), description="how tokens come to experts")
-    recompute: Recompute = Field(default="selective", description="activations computed again in the backward pass")
+    recompute: Recompute = Field(
+        default="selective",
+        description="activations computed again in the backward pass. selective: scores of unfused attention; selective-op:"
+        " all but fused attention, reductions of the tensor group and every other product (torchtitan's); full: layers",
+    )
     recompute_layers: Natural | None = Field(
         default=None,
         description="of recompute: full, layers of each chunk that are computed again, the first ones; all when absent",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from colossim.catalog.types import Host
 from colossim.scenario.derive import Plan
-from colossim.scenario.schema import JobSpec
+from colossim.scenario.schema import JobSpec, Recompute
 from colossim.workload.layers import WIDTH, LayerOps
 from colossim.workload.loads import Load, layer_loads
 from colossim.workload.program import (
     Collective,
+    Direction,
     Op,
     Pass,
     Receive,
@@ -104,7 +106,9 @@ class _Builder:
         if host is None:
             return 0.0
         layers = range(len(self._shape(stage, chunk)[0]))
-        factor = {"none": host.backward, "selective": host.backward, "full": host.backward_full}
+        # By operator nearly all kernels are launched again.
+        again = ("full", "selective-op")
+        factor = {how: host.backward_full if how in again else host.backward for how in get_args(Recompute)}
         whole = host.forward * sum(1.0 if kind == "F" else factor[self.job.recomputed(i)] for i in layers)
         begins = chunk == (0 if kind == "F" else self.plan.chunks - 1)
         whole += host.micro_batch if begins else 0.0
@@ -129,6 +133,11 @@ class _Builder:
         scattered = self.job.software.boundary == "scattered" or self.ops.sequence
         return WIDTH * self.plan.tokens * self.job.model.hidden / (self.plan.tensor if scattered else 1)
 
+    def _send(self, direction: Direction) -> Send:
+        """What leaves a stage: beside kernels of the next pass, which it holds back, or before it."""
+        blocking = not self.job.overlap.pipeline
+        return Send(direction, self._boundary, blocking, 0.0 if blocking else 1.0 - self.job.software.boundary_overlap)
+
     @property
     def _regathered(self) -> list[Op]:
         """Without sequence parallelism the tensor group gathers what was scattered for the boundary."""
@@ -138,7 +147,7 @@ class _Builder:
 
     def _forward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         layers, loads, first, last = shape
-        states, blocking = self.states, not self.job.overlap.pipeline
+        states = self.states
         ops: list[Op] = (
             [*states.await_parameters(buckets, chunk, -1), *states.gather_ends(first=first)] if first else []
         )
@@ -155,7 +164,7 @@ class _Builder:
             ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
             ops += self.ops.head_forward()
         else:
-            ops.append(Send("forward", self._boundary, blocking))
+            ops.append(self._send("forward"))
         return ops
 
     def _now(self, ops: list[Op]) -> list[Op]:
@@ -164,15 +173,15 @@ class _Builder:
 
     def _backward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         layers, loads, first, last = shape
-        states, blocking = self.states, not self.job.overlap.pipeline
+        states = self.states
         ops: list[Op] = states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
         ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += states.gather_layers(layers, i, -1)
-            ops += self._now(self._loaded[loads[i]].backward(layers[i], again=self.job.recomputed(i) == "full"))
+            ops += self._now(self._loaded[loads[i]].backward(layers[i], self.job.recomputed(i)))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
-        ops += self.ops.embedding_backward() if first else [Send("backward", self._boundary, blocking)]
+        ops += self.ops.embedding_backward() if first else [self._send("backward")]
         return ops + states.release(buckets, chunk, -1)
 
     def _weights(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:

@@ -24,11 +24,17 @@ class Passes(NamedTuple):
 
 #: One kernel: r2 w2; backward reads gradient and input and writes a gradient, the weight's partial sums in passing.
 _NORM_FUSED = Passes(4, 6)
+#: apex's kernels of 2021, with a second backward one for the weights: 896 GB/s of r2 w2 and 572 GB/s of r2 r2 w2 on an A100
+#: of 40 GB, where its successor's 1,258 and 1,163 are what `_NORM_FUSED` says (NVIDIA/apex, pull request 1037); as bytes at
+#: 82 % of its 1,555 GB/s.
+_NORM_APEX = Passes(5.7, 13.4)
 #: It reads and writes fp32 tensors that are cast for it: cast 2+4, norm 4+2; backward norm 2+4+4, the cast 4+2, and apex's
 #: second kernel reads gradient and input again for the weight (MixedFusedRMSNorm of an InternEvo residual's `.float()`).
 _NORM_FUSED_FP32 = Passes(12, 22)
-#: PyTorch's own layer norm: forward one kernel; backward a second one reads gradient and input again for weight and bias.
-_LAYERNORM_EAGER = Passes(4, 10)
+#: PyTorch's own layer norm of 1.13: forward one kernel; backward a second one reads gradient and input again for weight and
+#: bias (4, 10), none at the pace of streams: both take 261, 367 and 560 us for 8,192 rows of 2,048, 3,072 and 4,096 in 16 bit
+#: on an A100 (pytorch/pytorch, pull request 87445, its gain taken back), 20 bytes an element at 82 % of 1,555 GB/s.
+_LAYERNORM_EAGER = Passes(5, 15)
 #: RMS norm in 16 bit, operation by operation: square 4, mean 2, scale 4, weight 4. Backward: weight 4, its gradient 6 + 2;
 #: scale 4, its row 6 + 2; mean 2; square 4 + 4 + 6 (a power, times 2, times the gradient); sum of both 6.
 _RMSNORM_EAGER = Passes(14, 46)
@@ -44,7 +50,8 @@ def norm(software: Software, model: Model) -> Passes:
     """One norm, an element of the hidden vectors."""
     wide = software.norm_precision == "fp32"
     if "norm" in software.fusions:
-        return _NORM_FUSED_FP32 if wide else _NORM_FUSED
+        narrow = _NORM_FUSED if "norm_gradient" in software.fusions else _NORM_APEX
+        return _NORM_FUSED_FP32 if wide else narrow
     if model.norm == "layernorm":
         return _LAYERNORM_EAGER_FP32 if wide else _LAYERNORM_EAGER
     return _RMSNORM_EAGER_FP32 if wide else _RMSNORM_EAGER

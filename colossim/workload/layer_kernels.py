@@ -112,7 +112,14 @@ class LayerKernels:
         T = self.tokens
         forward: list[Kernel] = [Gemm(T, columns, k) for columns in n]
         sums: list[Kernel] = [self._stream(6.0 * (len(n) - 1) * T * k)] if len(n) > 1 else []
-        return forward, [*(x for columns in n for x in self.gradient_products(T, columns, k)), *sums]
+        biases = [x for columns in n for x in self.bias_gradient(T * columns)]
+        return forward, [*(x for columns in n for x in self.gradient_products(T, columns, k)), *biases, *sums]
+
+    def bias_gradient(self, elements: float) -> list[Kernel]:
+        """The column sum of an output's gradient, r2, where no product or cast makes it in passing."""
+        if not self.job.model.biases or self.fused("bias_gradient"):
+            return []
+        return [self._stream(WIDTH * elements)]
 
     @cached_property
     def _added(self) -> float | None:
@@ -184,7 +191,10 @@ class LayerKernels:
         """Products before the core, forward and backward."""
         d, query, kv = self.job.model.head_size, self.job.model.heads / self.plan.tensor, self._kv_heads
         columns = [(query + 2 * kv) * d] if self.fused("qkv") else [query * d, kv * d, kv * d]
-        return self._shared(columns, float(self.job.model.hidden))
+        forward, backward = self._shared(columns, float(self.job.model.hidden))
+        if self.job.model.biases and not self.fused("bias"):
+            forward.append(self._stream(2 * WIDTH * self.tokens * sum(columns)))
+        return forward, backward
 
     # -- MLP and experts ---------------------------------------------------------------------------------------------
     def _up(self, width: float) -> tuple[list[Kernel], list[Kernel]]:

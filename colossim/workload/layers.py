@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from colossim.scenario.schema import Recompute
 from colossim.workload import elementwise
 from colossim.workload.context import ContextOps
 from colossim.workload.kernels import Gemm, Kernel, Stream
 from colossim.workload.layer_kernels import WIDTH
-from colossim.workload.program import ChannelName, Collective, Compute, Op, Operation, Post, Wait
+from colossim.workload.program import (
+    ChannelName,
+    Collective,
+    Compute,
+    Op,
+    Operation,
+    Post,
+    Wait,
+    recomputed_by_operator,
+)
 
 
 def _compute(*kernels: Kernel) -> Compute:
@@ -77,7 +87,11 @@ class LayerOps(ContextOps):
         gradients = self._casts(T * (inner + 2 * self._kv_heads * d))
         return [
             *self._gather_input(),
-            _compute(*self._casts_of_gradient(), *self.gradient_products(T, h, inner)),
+            _compute(
+                *self._casts_of_gradient(),
+                *self.gradient_products(T, h, inner),
+                *self.bias_gradient(self.norm_tokens * h),
+            ),
             *self.core_backward(again=again),
             _compute(*self._positions(backward=True)),
             *self._gather_input(for_weights=True),
@@ -103,6 +117,7 @@ class LayerOps(ContextOps):
         down = [
             *self._casts_of_gradient(),
             *self.gradient_products(T, h, width),
+            *self.bias_gradient(self.norm_tokens * h),
             self._activation(T, width, backward=True),
         ]
         up = [*self._casts_of_norm(backward=True), *self._casts(T * n * width), *self._up(width)[1]]
@@ -164,11 +179,14 @@ class LayerOps(ContextOps):
         mlp = self._moe(backward=False) if routed else self.dense_forward(self.job.model.ffn / self.plan.tensor)
         return [*self.attention_forward(), _compute(*self._norms(backward=False)), *mlp]
 
-    def backward(self, routed: bool, *, again: bool = False) -> list[Op]:
-        """Backward pass of a layer. again: its forward pass comes first, as with full recompute."""
+    def backward(self, routed: bool, recompute: Recompute = "none") -> list[Op]:
+        """Backward pass of a layer, and before it what is computed again of its forward pass."""
         mlp = self._moe(backward=True) if routed else self.dense_backward(self.job.model.ffn / self.plan.tensor)
+        again = self.forward(routed) if recompute in ("full", "selective-op") else []
+        if recompute == "selective-op":
+            again = recomputed_by_operator(again)
         return [
-            *(self.forward(routed) if again else []),
+            *again,
             *mlp,
             _compute(*self._norms(backward=True)),
             *self.attention_backward(),

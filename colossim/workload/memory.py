@@ -12,7 +12,7 @@ from colossim.scenario.derive import Plan, derive
 from colossim.scenario.schema import JobSpec, Scenario
 from colossim.workload.loads import layer_loads
 from colossim.workload.schedule import holdings
-from colossim.workload.transformer import chunk_layers, is_moe, local_ends, stage_parameters
+from colossim.workload.transformer import chunk_layers, is_moe, local_ends, products, stage_parameters
 
 #: Bytes of a weight, and of a gathered activation.
 _WEIGHT = 2.0
@@ -49,6 +49,12 @@ def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
     whole = t if job.parallelism.sequence else 1
     if job.recompute == "full":
         return plan.tokens * 2.0 * h / whole
+    if job.recompute == "selective-op":
+        # The layer's input, what every other product and fused attention give, and what the tensor group has summed.
+        kept = sum(n for _, n in products(model, model.layers - 1 if routed else 0, job.software.fusions)[::2])
+        core = q if job.software.attention != "unfused" else 0
+        summed = 2.0 * h / whole if t > 1 else 0.0
+        return plan.tokens * 2.0 * (h / whole + (kept + core) / t + summed)
     dropout = 2.0 * h if model.dropout else 0.0
     norms = (4.0 * h + dropout) / whole
     attention = 2.0 * h / whole + (2.0 * (q + 2 * kv) + 2.0 * q) / t

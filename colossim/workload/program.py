@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from colossim.workload.kernels import Gemm, Kernel
+from colossim.workload.kernels import Flash, Gemm, Kernel
 from colossim.workload.schedule import Kind
 
 ChannelName = Literal[
@@ -69,11 +69,15 @@ class Wait:
 
 @dataclass(frozen=True)
 class Send:
-    """Sends `size` bytes over the stage boundary. blocking: waits until they have arrived."""
+    """Sends `size` bytes over the stage boundary. blocking: waits until they have arrived.
+
+    held: part of the time that the transfer alone takes, for which the sender's kernels stand still beside it.
+    """
 
     direction: Direction
     size: float
     blocking: bool
+    held: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,36 @@ def split_backward(ops: list[Op]) -> tuple[list[Op], list[Op]]:
         else:
             (weights if isinstance(op, Collective) and op.for_weights else inputs).append(op)
     return inputs, weights
+
+
+def recomputed_by_operator(ops: list[Op]) -> list[Op]:
+    """What torchtitan's selective checkpointing by operator computes again of a layer's forward pass.
+
+    Kept are the outputs of every other product, from the first on, of fused attention, and of reductions of the tensor group
+    (torchtitan/parallelisms/parallelize_llama.py, `_get_custom_policy`); grouped products of experts are no `aten.mm`.
+    Nothing needs what the last product gives: it ends before that.
+    """
+    last = max(
+        i for i, op in enumerate(ops) if isinstance(op, Compute) and any(isinstance(k, Gemm) for k in op.kernels)
+    )
+    found: list[Op] = []
+    products = 0
+    for op in ops[: last + 1]:
+        if isinstance(op, Compute):
+            again: list[Kernel] = []
+            for kernel in op.kernels:
+                own = isinstance(kernel, Gemm) and not kernel.tokens
+                products += own
+                if not ((own and products % 2) or isinstance(kernel, Flash)):
+                    again.append(kernel)
+            found.append(Compute(tuple(again), op.category))
+        elif not (isinstance(op, Collective) and op.operation in ("reduce_scatter", "all_reduce")):
+            found.append(op)
+    final = found[-1]
+    assert isinstance(final, Compute)
+    if final.kernels and isinstance(final.kernels[-1], Gemm):
+        found[-1] = Compute(final.kernels[:-1], final.category)
+    return found
 
 
 def launches(ops: tuple[Op, ...]) -> int:

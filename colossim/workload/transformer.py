@@ -6,7 +6,7 @@ s sequence, E experts of which a token visits k.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from colossim.catalog.types import Model
@@ -104,11 +104,35 @@ def model_flops_per_token(model: Model, sequence: int, *, causal: bool = True) -
     return 3.0 * forward_flops_per_token(model, sequence, causal=causal)
 
 
+def products(model: Model, index: int, fusions: Collection[str]) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the products that one token meets in layer `index`, in order, without those of experts.
+
+    fusions: the stack's: whether queries, keys and values are one product, and what stands before the activation.
+    """
+    h, d = model.hidden, model.head_size
+    q, kv, gates = model.heads * d, model.kv_heads * d, model.mlp_matrices - 1
+    routed = is_moe(model, index)
+    width = model.shared_ffn if routed else model.ffn
+    found = [(h, q + 2 * kv)] if "qkv" in fusions else [(h, q), (h, kv), (h, kv)]
+    found.append((q, h))
+    if routed:
+        found.append((h, model.experts))
+    if width:
+        found += [(h, gates * width)] if "gate_up" in fusions else [(h, width)] * gates
+        found.append((width, h))
+    return found
+
+
 def recomputed_flops_per_token(
-    model: Model, sequence: int, recompute: str, attention: str, layers: Iterable[int] | None = None
+    model: Model,
+    sequence: int,
+    recompute: str,
+    attention: str,
+    layers: Iterable[int] | None = None,
+    fusions: Collection[str] = (),
 ) -> float:
     """FLOPs a token that recompute adds, for HFU: full = the layers again (all if none are named), selective = the unfused
-    attention core again.
+    attention core again, selective-op = every other product but the last, products of experts, the unfused core.
 
     Scores that flash attention computes again cost time, but are not counted (models.md 1).
     """
@@ -116,9 +140,16 @@ def recomputed_flops_per_token(
         return sum(
             layer_flops_per_token(model, i, sequence) for i in (range(model.layers) if layers is None else layers)
         )
-    if recompute == "selective" and attention == "unfused":
-        return 2.0 * sequence * model.heads * model.head_size * model.layers
-    return 0.0
+    core = 2.0 * sequence * model.heads * model.head_size * model.layers if attention == "unfused" else 0.0
+    if recompute == "selective-op":
+        for index in range(model.layers):
+            core += sum(2.0 * k * n for k, n in products(model, index, fusions)[:-1][1::2])
+            if is_moe(model, index):
+                # Shared experts come last, else the product behind the activation is the last.
+                matrices = model.mlp_matrices - (not model.shared_ffn)
+                core += 2.0 * matrices * model.hidden * model.expert_ffn * model.experts_per_token
+        return core
+    return core if recompute == "selective" else 0.0
 
 
 @dataclass(frozen=True)
