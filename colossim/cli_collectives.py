@@ -24,8 +24,8 @@ from colossim.words import JSON, PLOT, SET, console, picture
     "--group",
     default="all",
     metavar="GROUP",
-    help="all, node, rail, pod, gpus:1024 (the first ones), or the job's tensor, context, expert, data, expert_data, "
-    "pipeline, embedding; node:5 is another one than the first.",
+    help="all, node, rail, pod, gpus:1024 (the first ones), or the job's tensor, context, expert, expert_tensor, data, "
+    "expert_data, pipeline, embedding; node:5 is another one than the first.",
 )
 @click.option("--from", "first", default="8", metavar="SIZE", help="The first size, 8 B if absent; then it doubles.")
 @click.option("--to", "last", default="16GiB", metavar="SIZE", help="The last size, 16 GiB if absent.")

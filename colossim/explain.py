@@ -38,9 +38,9 @@ def explain(scenario: Scenario) -> dict[str, Section]:
     try:
         plan = derive(scenario)
         cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
+        return _sections(scenario, plan, cluster)
     except ScenarioError as error:
         raise scenario.located(error) from None
-    return _sections(scenario, plan, cluster)
 
 
 def _sections(scenario: Scenario, plan: Plan, cluster: Cluster) -> dict[str, Section]:
@@ -107,6 +107,7 @@ def _job(job: JobSpec, plan: Plan) -> Section:
     spares = ", ".join(f"{count:,} x {name}" for name, count in plan.spares) or "none"
     total, active = format_count(parameters(model)), format_count(active_parameters(model))
     layout = f"tensor {plan.tensor} x context {plan.context} x pipeline {plan.pipeline} x data {plan.data:,}"
+    kinds = ((job.parallelism.context_style, plan.context > 1), (f"expert {plan.expert}", plan.expert > 1))
     tokens = format_count(job.global_batch * job.sequence_length)
     uneven = len(set(plan.layers)) > 1
     each = ", ".join(
@@ -117,7 +118,7 @@ def _job(job: JobSpec, plan: Plan) -> Section:
         "model": f"{model.name}: {total} parameters, {active} active ({model.status})",
         "software": f"{job.software.name}, {job.precision}, recompute {job.recompute}",
         "world": f"{plan.world:,} ranks of {plan.gpus:,} GPUs; spare nodes: {spares}",
-        "layout": layout + (f" (expert {plan.expert})" if plan.expert > 1 else ""),
+        "layout": layout + "".join(f" ({what})" for what, shown in kinds if shown),
         "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {tokens} tokens",
         "micro-batches": f"{plan.micro_batches} a replica, {plan.micro_batch} sequence(s) each, {plan.chunks} chunk(s) a stage",
     } | ({"layers": f"{each}, in the order of the model"} if uneven else {})

@@ -81,14 +81,11 @@ def stand(scenario: Scenario, *, fits: bool = True) -> list[Standing]:
         programs = build_programs(plan, view.job)
         library = library_of(cluster, view.job)
         share = Share(plan, first, used_operations(programs), library.able)
-        laid = LaidOut(
-            view,
-            plan,
-            alone,
-            programs,
-            join_traffic(alone, [replace(share, first=0)], storage_tiers(scenario)),
-            library,
-        )
+        try:
+            traffic = join_traffic(alone, [replace(share, first=0)], storage_tiers(scenario))
+        except ScenarioError as error:
+            raise view.located(error) from None
+        laid = LaidOut(view, plan, alone, programs, traffic, library)
         standings.append(Standing(job.name, laid, share, cluster))
         first += int(sizes[own].sum())
     return standings

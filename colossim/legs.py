@@ -16,6 +16,7 @@ CATEGORY = {
     "tensor": 1,
     "context": 2,
     "expert": 3,
+    "expert_tensor": 1,
     "forward": 4,
     "backward": 4,
     "bubble": 5,

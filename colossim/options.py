@@ -29,6 +29,7 @@ _CHANNELS = {
     "context": ("context", "job.parallelism.context"),
     "expert": ("expert", "job.parallelism.expert"),
     "data": ("data", "job.parallelism.data"),
+    "expert_tensor": ("expert_tensor", "job.parallelism.expert_tensor"),
     "expert_data": ("expert_data", "job.parallelism.expert"),
     "pipeline": ("forward", "job.parallelism.pipeline"),
     "embedding": ("embedding", "job.parallelism.pipeline"),

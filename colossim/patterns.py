@@ -251,23 +251,15 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
         # Counts by place don't say which flow goes where.
         counted = ~looked_up & (edges.crossings[0] > 0)
         messages = Edges(cluster, groups)
-        if int(counted.sum()) * n * n <= _MOST_FLOWS:
+        if int(counted.sum()) * n * n <= MOST_FLOWS:
             _each_message(cluster, messages, members, np.flatnonzero(counted))
             flows = Flows.joined([edges.flows(), messages.flows()])
         else:
             flows = None
     start = np.arange(groups) * n
     columns = {NVLINK_OUT: out, NVLINK_IN: out.copy(), NIC_OUT: leaves, NIC_IN: into}
-    group_rows, link_rows, weight_rows = edges.rows()
-    if looked_up.any():
-        # A neighbour that is a member forwards on links of its own.
-        owner = np.full(gpus, -1)
-        owner[flat] = group
-        mine = (link_rows < 4 * gpus) & (owner[link_rows % gpus] == group_rows)
-        for kind, column in columns.items():
-            here = mine & (link_rows // gpus == kind)
-            column += np.bincount(link_rows[here] % gpus, weights=weight_rows[here], minlength=gpus)
-        group_rows, link_rows, weight_rows = group_rows[~mine], link_rows[~mine], weight_rows[~mine]
+    rows = edges.rows()
+    group_rows, link_rows, weight_rows = relayed_by_members(members, gpus, rows, columns) if looked_up.any() else rows
     nvlink, nic = np.maximum(out, columns[NVLINK_IN])[flat], np.maximum(leaves, into)[flat]
     return Footprint(
         own=tuple((0, kind, column) for kind, column in columns.items()),
@@ -286,6 +278,23 @@ def all_to_all(cluster: Cluster, members: Ints) -> Footprint:
         usable=np.ones(groups, dtype=bool),
         flows=flows,
     )
+
+
+def relayed_by_members(
+    members: Ints, gpus: int, rows: tuple[Ints, Ints, Floats], columns: dict[int, Floats]
+) -> tuple[Ints, Ints, Floats]:
+    """Rows (group, link, weight) without those of GPUs that are members: they forward on links of their own.
+
+    columns: (gpus,) of each kind of own link, to which their weights are added in place.
+    """
+    group, link, weight = rows
+    owner = np.full(gpus, -1)
+    owner[members] = np.arange(members.shape[0])[:, None]
+    mine = (link < 4 * gpus) & (owner[link % gpus] == group)
+    for kind, column in columns.items():
+        here = mine & (link // gpus == kind)
+        column += np.bincount(link[here] % gpus, weights=weight[here], minlength=gpus)
+    return group[~mine], link[~mine], weight[~mine]
 
 
 def _same_rails(cluster: Cluster, runs: Runs, flat: Ints, n: int) -> NDArray[np.bool_]:
@@ -309,7 +318,7 @@ def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) ->
     n = members.shape[1]
     sender, receiver = (index.ravel() for index in np.indices((n, n)))
     leaving, entering, longest = np.zeros(cluster.gpus), np.zeros(cluster.gpus), np.zeros(members.shape[0])
-    together = max(1, _PAIRS_AT_ONCE // (n * n) // (_LINKS_A_WAY if isinstance(cluster, GraphCluster) else 1))
+    together = max(1, PAIRS_AT_ONCE // (n * n) // (_LINKS_A_WAY if isinstance(cluster, GraphCluster) else 1))
     for begin in range(0, which.size, together):
         some = which[begin : begin + together]
         src, dst = members[some][:, sender].ravel(), members[some][:, receiver].ravel()
@@ -325,11 +334,11 @@ def _each_message(cluster: Cluster, edges: Edges, members: Ints, which: Ints) ->
 
 
 #: Messages looked up at once, so that a large job needs no more memory for them than for its ranks.
-_PAIRS_AT_ONCE = 2_000_000
+PAIRS_AT_ONCE = 2_000_000
 #: Links of a graph that a message is spread over, about.
 _LINKS_A_WAY = 16
 #: Messages of all-to-alls that are told apart one by one where routing pins them; more of them average out.
-_MOST_FLOWS = 8_000_000
+MOST_FLOWS = 8_000_000
 #: (group, bundle, messages up, messages down) of each bundle that a group touches
 _Messages = tuple[Ints, Ints, Floats, Floats]
 

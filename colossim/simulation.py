@@ -116,13 +116,16 @@ def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
     programs = build_programs(plan, job)
     _tell(progress, "laying the job onto it", 0.05)
     library = library_of(cluster, job)
-    traffic = build_traffic(
-        cluster,
-        plan,
-        operations=used_operations(programs),
-        algorithms=library.able,
-        storage_tiers=storage_tiers(scenario),
-    )
+    try:
+        traffic = build_traffic(
+            cluster,
+            plan,
+            operations=used_operations(programs),
+            algorithms=library.able,
+            storage_tiers=storage_tiers(scenario),
+        )
+    except ScenarioError as error:
+        raise scenario.located(error) from None
     return LaidOut(scenario, plan, cluster, programs, traffic, library)
 
 
@@ -309,7 +312,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     whole = sorted({way[4] for way in setup.chosen if plays_whole(way[4])})
     if scenario.run.collectives == "chunked" and whole:
         assumptions.append(
-            f"run.collectives: chunked plays {' and '.join(whole)} as one transfer: switches add up there"
+            f"run.collectives: chunked plays {' and '.join(whole)} as one transfer: switches or nodes share it out"
         )
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return build_result(

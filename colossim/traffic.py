@@ -1,7 +1,8 @@
 """Where cluster meets job: which ranks form which groups, and which links each group touches.
 
 Ranks are laid onto the first GPUs of the cluster in the job's `order`; a *channel* is one kind of communication
-(tensor, context, expert, data, expert_data, embedding; forward and backward over stage boundaries) with all its groups.
+(tensor, context, expert, expert_tensor, data, expert_data, embedding; forward and backward over stage boundaries) with all
+its groups.
 Everything is an array over ranks or groups: 100,000 GPUs are a few numpy expressions.
 
 Slack bundles are found here: a bundle whose feeding NICs sum to no more than its capacity can never bind.
@@ -12,12 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colossim import patterns, trees, writes
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, GraphCluster
+from colossim.dispatch import node_limited
 from colossim.errors import SimulationError
 from colossim.footprint import LEVELS, Floats, Footprint, Ints, with_stand_ins
 from colossim.nccl import CAN
@@ -25,7 +28,7 @@ from colossim.scenario.derive import Plan
 
 #: Channels a job can have, in the order in which they are numbered.
 COLLECTIVE_CHANNELS = (
-    "tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data", "embedding",
+    "tensor", "context", "expert", "expert_tensor", "data", "data_shards", "data_replicas", "expert_data", "embedding",
 )  # fmt: skip
 BOUNDARY_CHANNELS = ("forward", "backward")
 #: Writes of every rank that run beside the step, whatever the programs do.
@@ -95,8 +98,9 @@ def group_members(plan: Plan) -> dict[str, Ints]:
 
     The grid of ranks has `order`'s first axis fastest. The data group holds every rank of a stage with the same tensor
     index (Megatron's data x context), cut into shards and replicas of them if states are sharded over some of its ranks; an
-    expert group takes `expert` consecutive ones of it by the order. The embedding group joins the first and the last stage,
-    which hold a tied embedding each.
+    expert group takes `expert` consecutive ones of it by the order; where fewer than the tensor group share an expert, it takes
+    neighbours in the tensor group first, at the same place of their `expert_tensor` ones. The embedding group joins the
+    first and the last stage, which hold a tied embedding each.
     """
     axes = [axis for axis in reversed(plan.order)]
     sizes = [plan.axes[axis] for axis in axes]
@@ -106,6 +110,11 @@ def group_members(plan: Plan) -> dict[str, Ints]:
     spanned = plan.expert_context
     grid = grid.reshape([*sizes[:at], sizes[at] // spanned, spanned, *sizes[at + 1 :]])
     axes = [*axes[:at], "context", "inner_context", *axes[at + 1 :]]
+    # And the tensor axis in three: groups that share experts, those of an expert group, and its others.
+    at, sizes = axes.index("tensor"), list(grid.shape)
+    within, shared = plan.expert_within, plan.expert_tensor
+    grid = grid.reshape([*sizes[:at], plan.tensor // (within * shared), within, shared, *sizes[at + 1 :]])
+    axes = [*axes[:at], "outer_tensor", "middle_tensor", "inner_tensor", *axes[at + 1 :]]
 
     def grouped(*inside: str) -> Ints:
         last = [axis for axis in axes if axis in inside]
@@ -115,11 +124,12 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         return moved.reshape(-1, n)
 
     groups = {
-        "tensor": grouped("tensor"),
+        "tensor": grouped("outer_tensor", "middle_tensor", "inner_tensor"),
         "context": grouped("context", "inner_context"),
-        "expert": grouped("expert", "inner_context"),
+        "expert": grouped("expert", "inner_context", "middle_tensor"),
+        "expert_tensor": grouped("inner_tensor"),
         "data": grouped("context", "inner_context", "expert", "data"),
-        "expert_data": grouped("context", "data"),
+        "expert_data": grouped("context", "data", "outer_tensor"),
     }
     shards = plan.sharding_group
     if shards < plan.replica_group:
@@ -127,8 +137,10 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         cut = groups["data"].reshape(-1, plan.replica_group // shards, shards)
         groups["data_shards"] = cut.reshape(-1, shards)
         groups["data_replicas"] = cut.transpose(0, 2, 1).reshape(-1, plan.replica_group // shards)
-    if plan.expert == 1:
+    if not plan.experts_apart:
         del groups["expert_data"]
+    if plan.expert_tensor == plan.tensor:
+        del groups["expert_tensor"]
     if plan.pipeline > 1:
         along = np.moveaxis(grid, axes.index("pipeline"), 0).reshape(plan.pipeline, -1)
         after = np.roll(along, -1, axis=0)
@@ -176,12 +188,11 @@ ALGORITHMS: dict[str, Builder] = {
     "collnet": trees.collnet,
     "pat": trees.pat,
 }
-#: Channels whose messages are what they are, whatever the library would choose.
+#: Operations whose messages are what they are, whatever the library would choose.
 _FIXED: dict[str, tuple[str, Builder]] = {
-    "context": ("shift", patterns.shift),
-    "expert": ("direct", patterns.all_to_all),
-    "forward": ("send", patterns.pair),
-    "backward": ("send", patterns.pair),
+    "shift": ("shift", patterns.shift),
+    "all_to_all": ("direct", patterns.all_to_all),
+    "send": ("send", patterns.pair),
 }
 
 
@@ -249,12 +260,15 @@ def _channels(cluster: Cluster, share: Share, job: int, ranks: int) -> list[Chan
         members = own + np.int32(share.first)
         columns = [members[:, :1], members[:, 1:]] if name in BOUNDARY_CHANNELS else [members]
         roles = tuple(_group_of(column, ranks) for column in columns)
-        if name in _FIXED:
-            algorithm, builder = _FIXED[name]
+        operations = share.operations[name]
+        for operation in sorted(operations & _FIXED.keys()):
+            algorithm, builder = _FIXED[operation]
+            if name == "expert" and share.plan.node_limit is not None:
+                algorithm, builder = "node-limited", partial(node_limited, limit=share.plan.node_limit)
             found.append(Channel(name, algorithm, job, members, roles, _footprint(builder, cluster, members)))
-            continue
         for algorithm, builder in ALGORITHMS.items():
-            if algorithm == "ring" or (algorithm in share.algorithms and share.operations[name] & CAN[algorithm]):
+            ring = algorithm == "ring" and operations & CAN["ring"]
+            if ring or (algorithm in share.algorithms and operations & CAN[algorithm]):
                 footprint = _footprint(builder, cluster, members)
                 if footprint.usable.any():
                     found.append(Channel(name, algorithm, job, members, roles, footprint))

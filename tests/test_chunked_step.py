@@ -99,6 +99,8 @@ STEPS = {
         (*ONE_STAGE, f"{PAR}.tensor=8", "cluster.fabric.nodes_per_pod=1", "cluster.fabric.oversubscription=[4,1]"),
     ),
     "context": (2, 16, (*ONE_STAGE, f"{PAR}.context=4")),
+    "context by all-gather": (2, 16, (*ONE_STAGE, f"{PAR}.context=4", f"{PAR}.context_style=all-gather")),
+    "context by all-to-all": (2, 16, (*ONE_STAGE, f"{PAR}.context=8", f"{PAR}.context_style=ulysses")),
     "trees": (4, 16, (*ONE_STAGE, f"{PAR}.tensor=8", f"{PAR}.sharding=none", "job.collectives_algorithm=tree")),
     "hierarchies": (2, 16, (*ONE_STAGE, f"{PAR}.tensor=4", "job.collectives_algorithm=hierarchical")),
     "pat": (4, 16, (*ONE_STAGE, f"{PAR}.tensor=8", "job.collectives_algorithm=pat")),
@@ -106,6 +108,14 @@ STEPS = {
         2,
         16,
         (*ONE_STAGE, "job.model={base: mixtral-8x22b, layers: 2, ffn: 1024, expert_ffn: 1024}", f"{PAR}.expert=8"),
+    ),
+    "experts on few nodes": (
+        2,
+        16,
+        (
+            *(*ONE_STAGE, f"{PAR}.tensor=1", f"{PAR}.expert=16", "job.experts.limit_nodes=1"),
+            "job.model={base: mixtral-8x22b, layers: 2, experts: 16, ffn: 1024, expert_ffn: 1024}",
+        ),
     ),
     "hidden tensor traffic, sends that block": (
         2,

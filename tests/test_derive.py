@@ -203,12 +203,73 @@ RULES = [
         "does not divide 8 experts: 1, 2, 4",
     ),
     ({"model": {**EXPERTS, "experts_per_token": 9}}, "job.model.experts_per_token", "between 1 and 8"),
+    (
+        {"model": EXPERTS, "parallelism": {"tensor": 4, "sequence": True, "expert_tensor": 3}},
+        "job.parallelism.expert_tensor",
+        "3 does not divide tensor 4: 1, 2, 4 would",
+    ),
+    (
+        {"model": EXPERTS, "parallelism": {"tensor": 4, "expert_tensor": 2}},
+        "job.parallelism.expert_tensor",
+        "each routes tokens of its own; set sequence: true",
+    ),
+    (
+        {"model": {**EXPERTS, "expert_ffn": 2049}, "parallelism": {"tensor": 2, "sequence": True, "expert_tensor": 2}},
+        "job.parallelism.expert_tensor",
+        "2 does not divide the expert_ffn of 2,049: 1, 3, 683 would",
+    ),
+    (
+        {
+            "model": EXPERTS,
+            "parallelism": {"tensor": 2, "sequence": True, "expert_tensor": 1, "expert": 8, "data": 6},
+        },
+        "job.parallelism.data",
+        "6 replicas x context 1 are no multiple of expert 8 / 2 within a tensor group",
+    ),
+    (
+        {
+            "model": EXPERTS,
+            "parallelism": {"tensor": 2, "sequence": True, "expert_tensor": 1, "data": 4, "sharding_group": 2},
+        },
+        "job.parallelism.sharding_group",
+        "can't share the states of experts yet",
+    ),
+    ({"model": EXPERTS, "experts": {"pad": True}}, "job.experts.pad", "say capacity_factor"),
+    ({"model": EXPERTS, "experts": {"fullest": 1.5, "imbalance": "10 %"}}, "job.experts.fullest", "or imbalance"),
+    (
+        {"model": EXPERTS, "experts": {"fullest": 4.5}, "parallelism": {"expert": 4}},
+        "job.experts.fullest",
+        "more than all tokens on one of 4 ranks: at most 4",
+    ),
+    (
+        {"model": {**EXPERTS, "experts_per_token": 7}, "experts": {"imbalance": "40 %"}},
+        "job.experts.imbalance",
+        "with all tokens on 7 of 8 experts it is 0.378: less would do",
+    ),
     ({"model": {**EXPERTS, "expert_ffn": 0}}, "job.model.expert_ffn", "how wide"),
     ({"model": {**EXPERTS, "dense_layers": 24}}, "job.model.dense_layers", "leave none"),
     ({"model": {**EXPERTS, "dense_layers": 2, "ffn": 0}}, "job.model.ffn", "how wide"),
     ({"model": {**DENSE, "ffn": 0}}, "job.model.ffn", "how wide"),
     ({"model": {**DENSE, "positions": 2048}}, "job.sequence_length", "2,048 learned positions"),
     ({"sequence_length": 4098, "parallelism": {"context": 2}}, "job.sequence_length", "4,096 would"),
+    (
+        {"parallelism": {"tensor": 8, "context": 4, "context_style": "ulysses"}},
+        "job.parallelism.context",
+        "4 x tensor 8 = 32 ranks heads of their own; 32 does not divide 16: context 1, 2 would",
+    ),
+    (
+        {"model": {**DENSE, "kv_heads": 2}, "parallelism": {"tensor": 1, "context": 3, "context_style": "ulysses"}},
+        "job.parallelism.context",
+        "3 does not divide 16: context 1, 2, 4 would",
+    ),
+    (
+        {
+            "model": {**DENSE, "heads": 12, "kv_heads": 6, "head_size": 64},
+            "parallelism": {"context": 4, "context_style": "ulysses"},
+        },
+        "job.parallelism.context",
+        "4 and 6 key/value heads: one must divide the other, or context_style: all-gather",
+    ),
     (
         {"sequence_length": 4098, "parallelism": {"tensor": 4, "sequence": True}},
         "job.sequence_length",
@@ -320,6 +381,34 @@ def notes(tmp_path):
             {"other": "overlap: {expert: true}", "model": "grok-1", "parallelism": "expert: 8"},
             "`job.overlap.expert` had no effect: no shared MLP",
         ),
+        (
+            {"parallelism": "expert_tensor: 1"},
+            "`job.parallelism.expert_tensor` had no effect: the model has no experts",
+        ),
+        (
+            {"other": "experts: {capacity_factor: 1.25}"},
+            "`job.experts.capacity_factor` had no effect: the model has no experts",
+        ),
+        (
+            {"other": "experts: {limit_nodes: 1}", "model": "grok-1"},
+            "`job.experts.limit_nodes` had no effect: each rank holds all experts",
+        ),
+        (
+            {"other": "experts: {capacity_factor: 1.25}", "model": "grok-1"},
+            "`job.experts.capacity_factor` had no effect: no expert gets more",
+        ),
+        (
+            {"other": "experts: {imbalance: 20 %}", "model": "grok-1"},
+            "`job.experts.imbalance` had no effect: each rank holds all experts",
+        ),
+        (
+            {
+                "other": "experts: {imbalance: 20 %, capacity_factor: 1, pad: true}",
+                "model": "grok-1",
+                "parallelism": "expert: 8",
+            },
+            "`job.experts.imbalance` had no effect: each expert's input is padded",
+        ),
         ({"other": "overlap: {tensor: true}"}, "`job.overlap.tensor` had no effect: tensor parallelism is 1"),
         ({"other": "overlap: {pipeline: false}"}, "`job.overlap.pipeline` had no effect: there is one stage"),
         (
@@ -329,6 +418,10 @@ def notes(tmp_path):
         (
             {"other": "bucket: 40 MB\n  overlap: {data: false}"},
             "`job.bucket`",
+        ),
+        (
+            {"parallelism": "context_style: ulysses"},
+            "`job.parallelism.context_style` had no effect: context parallelism is 1",
         ),
         ({"parallelism": "sequence: true"}, "`job.parallelism.sequence` had no effect"),
         ({"parallelism": "tensor: 8, sharding: optimizer"}, "`job.parallelism.sharding` had no effect"),
@@ -355,3 +448,9 @@ def test_what_had_no_effect_is_told(notes, texts, note):
 def test_what_was_not_written_is_not_told(notes):
     """Defaults, and switches that are off, are nobody's expectation."""
     assert notes(other="overlap: {expert: false, tensor: false}") == []
+
+
+@pytest.mark.parametrize(("experts", "told"), [("{}", 1), ("{imbalance: 20 %}", 0)])
+def test_a_seed_has_an_effect_where_loads_are_drawn(experts, told):
+    drawn = load_scenario("colossus-100k", set=["run.seed=1", f"job.experts={experts}"])
+    assert sum(note.startswith("`run.seed` had no effect") for note in no_effects(drawn, derive(drawn))) == told

@@ -113,6 +113,12 @@ def random_scenario(seed):
         "collectives_algorithm": pick(["auto", "auto", "ring", "tree", "nvls", "pat", "hierarchical"]),
     }
     add_states(job, data * context, random.Random(f"states {seed}"))
+    job["parallelism"]["context_style"] = context_style(tensor * context, random.Random(f"context {seed}"))
+    if moe:
+        job["experts"] = experts(4 // expert, random.Random(f"experts {seed}"))
+        if job["parallelism"]["sequence"] and "sharding_group" not in job["parallelism"]:
+            shared = random.Random(f"shared {seed}").choice([n for n in (1, 2, 4, None) if n is None or n <= tensor])
+            job["parallelism"]["expert_tensor"] = shared
     return Scenario(
         name=f"random-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric, "degraded": degraded}),
@@ -129,6 +135,24 @@ def add_states(job, holders, draw):
     job["overlap"]["parameters"] = draw.random() < 0.6
     job["software"]["prefetch"] = draw.choice([0, 1, 1, 2])
     job["software"]["parameter_gather"] = draw.choice(["all-gather", "all-gather", "broadcasts"])
+
+
+def experts(per_rank, draw):
+    """Draws how tokens come to experts, of which a rank has `per_rank`."""
+    given = {}
+    if draw.random() < 0.5:
+        given["capacity_factor"] = draw.choice([0.75, 1.0, 1.5])
+        given["pad"] = draw.random() < 0.4
+    if draw.random() < 0.5:
+        given |= {"fullest": 1.25} if per_rank < 4 and draw.random() < 0.3 else {"imbalance": "30 %"}
+    if draw.random() < 0.5:
+        given["limit_nodes"] = draw.randint(2, 3)
+    return given
+
+
+def context_style(ranks, draw):
+    """Draws how a context group shares attention; ulysses where `ranks` of context and tensor divide the 8 heads."""
+    return draw.choice(["ring", "all-gather", "ulysses"] if 8 % ranks == 0 else ["ring", "all-gather"])
 
 
 def played(setup_, partition):
@@ -177,6 +201,13 @@ def test_the_random_cases_are_worth_their_name():
     assert sum(any(r > 1 for r in s.cluster.fabric.oversubscription) for s in found) > 80
     assert sum(s.job.parallelism.expert > 1 for s in found) > 15
     assert sum(s.job.parallelism.context > 1 for s in found) > 15
+    for style in ("ring", "all-gather", "ulysses"):
+        assert sum(s.job.parallelism.context > 1 and s.job.parallelism.context_style == style for s in found) > 4
+    apart = [s for s in found if (s.job.parallelism.expert_tensor or 8) < s.job.parallelism.tensor]
+    assert len(apart) > 8
+    assert sum(s.job.parallelism.expert_tensor > 1 for s in apart) > 2
+    for key in ("capacity_factor", "pad", "imbalance", "fullest", "limit_nodes"):
+        assert sum(key in s.job.experts.model_fields_set and bool(getattr(s.job.experts, key)) for s in found) > 4
     assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
     assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
     assert sum(s.job.model.tied and s.job.parallelism.pipeline > 1 for s in found) > 50
@@ -329,6 +360,10 @@ def odd_scenario(seed):
         "overlap": {"pipeline": draw.random() < 0.7, "expert": draw.random() < 0.3},
         "collectives_algorithm": pick(["auto", "auto", "tree", "nvls", "pat", "hierarchical"]),
     }
+    if expert > 1 and random.Random(f"limit {seed}").random() < 0.5:
+        job["experts"] = {"limit_nodes": 2}
+    styles = ["ring", "all-gather", *(["ulysses"] if 48 % (tensor * context) == 0 else [])]
+    job["parallelism"]["context_style"] = random.Random(f"context {seed}").choice(styles)
     return Scenario(
         name=f"odd-{seed}",
         cluster=ClusterSpec.model_validate({"nodes": tuple(groups), "fabric": fabric}),

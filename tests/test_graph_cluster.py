@@ -188,8 +188,16 @@ JOBS = {
     "stages": [],
     "tensor over nodes": ["job.parallelism={tensor: 8, data: 4, order: [data, tensor, context, expert, pipeline]}"],
     "context": ["job.parallelism={tensor: 2, context: 4, data: 4}"],
+    "gathered context": ["job.parallelism={tensor: 2, context: 8, data: 2, context_style: all-gather}"],
+    "ulysses": ["job.parallelism={tensor: 2, context: 8, data: 2, context_style: ulysses}"],
     "tree": ["job.parallelism={tensor: 2, sharding: optimizer}", "job.collectives_algorithm=tree"],
     "sharded": ["job.parallelism={tensor: 2, data: 16, sharding: parameters}", "job.collectives_algorithm=pat"],
+    "limited experts": [
+        "job.model={layers: 8, hidden: 512, heads: 8, ffn: 0, vocabulary: 1024, experts: 32, experts_per_token: 4,"
+        " expert_ffn: 1024}",
+        "job.parallelism={expert: 32, tensor: 1}",
+        "job.experts={limit_nodes: 2}",
+    ],
     "experts": [
         "job.model={layers: 8, hidden: 512, heads: 8, ffn: 0, vocabulary: 1024, experts: 16, experts_per_token: 2,"
         " expert_ffn: 1024}",

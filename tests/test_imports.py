@@ -18,7 +18,7 @@ FLOORS = {
     "units": 0, "errors": 0, "yaml12": 0, "shipped": 0,
     "catalog": 1, "scenario": 1,
     "cluster": 2, "workload": 2, "maxmin": 2,
-    "footprint": 3, "flows": 3, "patterns": 3, "trees": 3, "writes": 3, "nccl": 3, "traffic": 3,
+    "footprint": 3, "flows": 3, "patterns": 3, "dispatch": 3, "trees": 3, "writes": 3, "nccl": 3, "traffic": 3,
     "partition": 3, "quotient": 3, "fold": 3,
     "collective": 3, "legs": 3, "segments": 3, "messages": 3, "chunks": 3,
     "engine": 4,
@@ -30,7 +30,7 @@ FLOORS = {
 #: Rooms of one floor that build on each other, in this order.
 FLOOR_3 = (
     "chunks", "messages", "segments", "legs", "collective", "fold", "quotient", "partition", "flows", "traffic", "nccl",
-    "trees", "writes", "patterns", "footprint",
+    "trees", "writes", "dispatch", "patterns", "footprint",
 )  # fmt: skip
 STAIRS = [
     *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],

@@ -10,8 +10,9 @@ from colossim.errors import ScenarioError
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.workload import elementwise, transformer
-from colossim.workload.kernels import Flash, Gemm, Scores, Stream, kernel_time
+from colossim.workload.kernels import Flash, Gemm, Scores, Stream, flash_share, kernel_time
 from colossim.workload.layers import LayerOps
+from colossim.workload.loads import Load
 from colossim.workload.program import Collective, Compute, Post
 
 ATTENTION = AttentionCurve(
@@ -423,6 +424,44 @@ def test_flash_attention_of_a_rank(context):
     assert [k.backward for k in [*forward, *backward]] == [False] * context + [True] * context
 
 
+@pytest.mark.parametrize("context", [2, 4])
+@pytest.mark.parametrize("software", ["megatron-2024", "{base: megatron-2024, causal_skip: false}", "megatron-2022"])
+def test_attention_is_the_same_work_however_its_sequence_is_shared(context, software):
+    """All styles perform the same FLOPs. all-gather: two pieces of s/2c queries each, up to (c + 1)/2 and (3c + 1)/2 pieces of
+    keys, which is what ranks have on average, r + 1 and 2c - r. ulysses: s queries and keys of 1/c of the heads."""
+    work = {}
+    for style in ("ring", "all-gather", "ulysses"):
+        shape = (
+            f"job.parallelism.context={context}",
+            "job.parallelism.data=4",
+            f"job.parallelism.context_style={style}",
+        )
+        plan, job, ops = layer_ops("two-pods", *shape, f"job.software={software}", "job.recompute=none")
+        cores = [kernels(core, (Flash, Scores)) for core in (ops.core_forward(), ops.core_backward())]
+        work[style] = [sum(k.flops for k in core) for core in cores]
+        if software == "megatron-2024":
+            piece, heads = plan.sequence / (2 * context), job.model.heads / plan.tensor
+            shapes = [(k.heads, k.kv_heads, k.queries, k.keys, k.causal) for k in cores[0]]
+            if style == "all-gather":
+                ends = [sum(r + 1 for r in range(context)), sum(2 * context - r for r in range(context))]
+                kv = job.model.kv_heads / plan.tensor
+                assert shapes == [(heads, kv, piece, end / context * piece, True) for end in ends]
+            if style == "ulysses":
+                kv = job.model.kv_heads / plan.tensor / context
+                assert shapes == [(heads / context, kv, plan.sequence, plan.sequence, True)]
+    assert work["all-gather"] == pytest.approx(work["ring"])
+    assert work["ulysses"] == pytest.approx(work["ring"])
+
+
+def test_a_causal_piece_wastes_half_a_tile_a_row():
+    """128 queries whose last meets 512 keys: 4 tiles a row, the last half masked: 3.5 met of 4 computed."""
+    gpu = catalog.load("gpus", "H100")
+    square, piece = (Flash("flash-2", 8, 8, q, 512, 128, True) for q in (512, 128))
+    assert [k.met for k in (square, piece)] == [256, 448]
+    plain = Flash("flash-2", 8, 8, 128, 448, 128, False)
+    assert flash_share(piece, gpu) == pytest.approx(flash_share(plain, gpu) * 3.5 / 4)
+
+
 @pytest.mark.parametrize("dropout", [True, False])
 def test_unfused_attention_of_a_rank(dropout):
     """S2 = b (a/t) s^2: two products of 2 S2 d FLOPs and 2 S2 bytes, softmax 4 S2, dropout 5 S2; backward four, 11 S2.
@@ -580,16 +619,21 @@ def test_routed_tokens_are_permuted_and_shared_evenly(sequence):
 
 
 def test_tokens_of_the_fullest_experts():
-    """1.5 times the mean: the rank's grouped products have as many tokens more; what it sends itself stays the mean."""
+    """1.5 times the mean: the grouped products have as many tokens more, and all-to-alls wait for as many bytes more; of what
+    the rank sends itself 3/4 are kept, and put in order."""
     plan, job, even = layer_ops("colossus-100k")
-    full = LayerOps(plan, job, fullest=1.5)
+    full = LayerOps(plan, job, Load(0.75, 1.5))
     one, other = (kernels(ops.forward(True), Gemm) for ops in (even, full))
     assert [k.m / j.m for j, k in zip(one, other, strict=True)] == [1.5 if k.tokens else 1.0 for k in other]
     sent = [
         [op.size for op in ops.forward(True) if isinstance(op, Collective) and op.channel == "expert"]
         for ops in (even, full)
     ]
-    assert sent[0] == sent[1]
+    assert sent[1] == [1.5 * size for size in sent[0]]
+    rows, k, h = plan.tokens / plan.tensor, job.model.experts_per_token, job.model.hidden
+    activated = 6 * plan.tokens * k * job.model.expert_ffn / plan.tensor
+    more = -0.25 * 2 * 4 * rows * k * h + 0.5 * activated
+    assert moved(full.forward(True)) - moved(even.forward(True)) == pytest.approx(more)
 
 
 def test_a_shared_mlp_hides_the_dispatch_only_if_asked():

@@ -275,7 +275,7 @@ def test_the_ends_live_on_the_first_and_last_stage():
 
 
 def test_recompute_by_operator_keeps_every_other_output():
-    """Llama 3 8B with separate products, a token and layer: its input, q, v, gate, down, and attention's output, 2 bytes each."""
+    """Llama 3 8B with separate products, a token: its input, q, v, gate, down, and attention's output, 2 bytes each."""
     plan, job = job_of("torchtitan-a100", case="llama3-8b-selective-op")
     h, kv, f = 4096, 1024, 14336
     assert layer_activations(plan, job, False) == 2 * plan.tokens * (h + h + kv + f + h + h)
@@ -369,3 +369,53 @@ def test_advice_never_names_a_layout_that_is_refused():
                 derive(load_scenario("two-pods", set=["job.parallelism.sharding=none", *line[6:].split(" --set ")]))
             except ScenarioError as error:
                 pytest.fail(f"{line}: {error}")
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+def test_gathered_keys_and_values_stand_at_the_peak(schedule):
+    """All-gather: 2 x 2 bytes of all c T tokens' keys and values of one layer, and as much of their gradients in B."""
+    shape = ("job.parallelism.context=4", f"job.parallelism.schedule={schedule}", "job.parallelism.virtual_pipeline=1")
+    peaks = {}
+    for style in ("ring", "all-gather"):
+        plan, job = job_of("two-pods", *shape, f"job.parallelism.context_style={style}", "job.parallelism.data=4")
+        peaks[style] = stage_memory(plan, job, 1).activations
+    whole = 2 * 2 * plan.sequence * job.model.kv_heads / plan.tensor * job.model.head_size
+    assert peaks["all-gather"] - peaks["ring"] == pytest.approx(2 * whole)
+
+
+def test_ulysses_keeps_the_key_value_heads_that_it_repeats():
+    """8 key/value heads of 2 tensor x 8 context ranks: each of the 16 keeps a whole one, 2 x 2 d bytes x s tokens."""
+    kept = {}
+    for style in ("ring", "ulysses"):
+        shape = ("job.parallelism.context=8", "job.parallelism.data=2", f"job.parallelism.context_style={style}")
+        plan, job = job_of("two-pods", *shape, "job.global_batch=16")
+        kept[style] = layer_activations(plan, job, False)
+    assert kept["ulysses"] - kept["ring"] == pytest.approx(4 * job.model.head_size * plan.sequence * (1 - 8 / 16))
+
+
+def test_experts_that_get_more_keep_more():
+    """colossus-100k: a copy of a token keeps 2h/t in, 6f/t and 2h/t out; the fullest rank has 1.5 x k."""
+    plan, job = job_of("colossus-100k", "job.experts={fullest: 1.5}")
+    model = job.model
+    copy = plan.tokens * model.experts_per_token * (4 * model.hidden + 6 * model.expert_ffn) / plan.tensor
+    even = layer_activations(plan, job, True)
+    assert layer_activations(plan, job, 1.5) - even == pytest.approx(0.5 * copy)
+    peaks = {}
+    for experts in ("{}", "{fullest: 1.5}", "{capacity_factor: 0.5}", "{fullest: 1.5, capacity_factor: 1}"):
+        plan, job = job_of("colossus-100k", f"job.experts={experts}")
+        peaks[experts] = stage_memory(plan, job, 1).activations
+    in_flight = (peaks["{fullest: 1.5}"] - peaks["{}"]) / (0.5 * copy)
+    assert in_flight == pytest.approx(round(in_flight))
+    assert peaks["{}"] - peaks["{capacity_factor: 0.5}"] == pytest.approx(in_flight * 0.5 * copy)
+    assert peaks["{fullest: 1.5, capacity_factor: 1}"] == peaks["{}"]
+
+
+@pytest.mark.parametrize("shared", [1, 8])
+def test_states_of_experts_that_fewer_ranks_share(shared):
+    """A rank has 8/`shared` as many of its experts' parameters, whose optimizer states are over 8/`shared` as many ranks."""
+    plan, job = job_of("colossus-100k", f"job.parallelism.expert_tensor={shared}")
+    memory, stack = stage_memory(plan, job, 1), job.software
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, plan.expert, shared)
+    assert memory.parameters == pytest.approx(2 * (local.dense + local.experts))
+    ranks = plan.data * plan.tensor / (plan.expert * shared)
+    assert memory.optimizer == pytest.approx(stack.optimizer_bytes * (local.dense / plan.data + local.experts / ranks))

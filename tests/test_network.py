@@ -140,7 +140,7 @@ def test_both_fillings_equal_bisection(case):
     component = []
     for flow in range(len(cap)):
         component.append(Activity(tuple((link, w) for f, link, w in rows if f == flow), 1.0, cap[flow]))
-    assert network._fill(component) == pytest.approx(expected, rel=1e-9)
+    assert network._rates._fill(component) == pytest.approx(expected, rel=1e-9)
 
 
 @settings(max_examples=50, deadline=None)

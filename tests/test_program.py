@@ -151,6 +151,51 @@ def test_experts_that_are_not_split_send_nothing():
         assert reduced == pytest.approx((local.dense + local.experts) * job.software.reduce_bytes)
 
 
+@pytest.mark.parametrize("shared", [1, 2, 8])
+def test_experts_of_fewer_ranks_than_a_tensor_group(shared):
+    """colossus-100k, 8 tensor ranks of which `shared` hold an expert: each sends its T/8 tokens' 2 copies; those that share an
+    expert gather theirs, so that grouped products have `shared`/8 of 2 T tokens, f/`shared` wide: the same FLOPs. A rank
+    holds as many more parameters as its experts are wider; D t/(e `shared`) ranks hold the same ones."""
+    change = f"job.parallelism.expert_tensor={shared}"
+    plan, job, found = programs("colossus-100k", change)
+    model, t, k = job.model, plan.tensor, job.model.experts_per_token
+    assert (plan.expert_tensor, plan.expert_within) == (shared, 8 // shared)
+    assert plan.expert_group == plan.data * t // (8 * shared)
+    forward = body(found[3], "F", 0, 4)
+    sent = 2 * plan.tokens / t * k * model.hidden
+    assert [(c.operation, c.size) for c in collectives(forward, "expert")] == [("all_to_all", sent)] * 2
+    gathered = collectives(forward, "expert_tensor")
+    own = [("all_gather", shared * sent), ("reduce_scatter", shared * sent)]
+    assert [(c.operation, c.size) for c in gathered] == (own if 1 < shared < t else [])
+    copies = [c for c in collectives(forward, "tensor") if c.size == 2 * plan.tokens * k * model.hidden]
+    assert len(copies) == (2 if shared == t else 0)
+    up, down = [x for op in forward if isinstance(op, Compute) for x in op.kernels if isinstance(x, Gemm) and x.tokens]
+    tokens, width = plan.tokens * k * shared / t, model.expert_ffn / shared
+    assert (up.m, up.n, up.k, down.n, down.k) == (tokens, 2 * width, model.hidden, model.hidden, width)
+    one = transformer.layer(model, 0).expert
+    local = transformer.stage_parameters(model, plan.pipeline, plan.layers, 3, t, 8, shared)
+    assert local.experts == pytest.approx(model.layers / plan.pipeline * one / shared)
+    reduced = sum(c.size for c in collectives(ops_of(found[3]), "expert_data") if c.operation == "reduce_scatter")
+    assert reduced == pytest.approx(local.experts * job.software.reduce_bytes)
+
+
+def test_experts_that_only_a_tensor_group_shares_still_have_replicas_of_their_own():
+    """expert 1, expert_tensor 1 of tensor 2: all experts whole on each rank, whose replicas are twice as many."""
+    changes = ("job.model=mixtral-8x22b", "job.parallelism.expert_tensor=1", "job.parallelism.data=4", *ONE_CHUNK)
+    plan, job, found = programs("two-pods", *changes)
+    assert (plan.replica_group, plan.expert_group, plan.experts_apart) == (4, 8, True)
+    ops = ops_of(found[1])
+    assert not collectives(ops, "expert")
+    reduced = {
+        channel: sum(c.size for c in collectives(ops, channel) if c.operation == "reduce_scatter")
+        for channel in ("data", "expert_data")
+    }
+    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, 2, 1, 1)
+    assert reduced == pytest.approx(
+        {"data": local.dense * job.software.reduce_bytes, "expert_data": local.experts * job.software.reduce_bytes}
+    )
+
+
 @pytest.mark.parametrize("context", [2, 4])
 def test_each_hop_of_the_ring_runs_beside_a_piece_of_attention(context):
     """c pieces, c - 1 hops: post, attend, wait; the last piece has nobody to wait for. Backward moves gradients too."""
@@ -169,6 +214,86 @@ def test_each_hop_of_the_ring_runs_beside_a_piece_of_attention(context):
                 assert isinstance(beside, Compute)
                 assert [type(k) for k in beside.kernels] == [Flash]
                 assert end == Wait(op.tag)
+
+
+STYLES = ("all-gather", "ulysses")
+
+
+@pytest.mark.parametrize("context", [2, 4])
+def test_keys_and_values_are_gathered_before_attention(context):
+    """2 c T (g/t) d bytes of keys, as many of values, before all kernels of the core; backward again, then both gradients are
+    scattered. What is gathered is ordered by one pass, 4 bytes a number; gradients take 3 + 2 passes of 2 bytes."""
+    changes = (
+        f"job.parallelism.context={context}",
+        "job.parallelism.data=4",
+        "job.parallelism.context_style=all-gather",
+    )
+    plan, job, found = programs("two-pods", *changes, *ONE_CHUNK)
+    numbers = context * plan.tokens * job.model.kv_heads / plan.tensor * job.model.head_size
+    layers = job.model.layers // plan.pipeline
+    for kind, operations in (("F", ["all_gather"] * 2), ("B", ["all_gather"] * 2 + ["reduce_scatter"] * 2)):
+        ops = body(found[1], kind, 0)
+        assert not [op for op in ops if isinstance(op, Post) and op.collective.channel == "context"]
+        assert [(c.operation, c.size) for c in collectives(ops, "context")] == [
+            (o, 2 * numbers) for o in operations
+        ] * layers
+        cores = [op for op in ops if isinstance(op, Compute) and any(isinstance(k, Flash) for k in op.kernels)]
+        assert len(cores) == layers
+        for core in cores:
+            at = next(i for i, op in enumerate(ops) if op is core)
+            assert [ops[at - i] for i in (1, 2)] == [Collective("context", "all_gather", 2 * numbers)] * 2
+            first = next(i for i, k in enumerate(core.kernels) if isinstance(k, Flash))
+            assert core.kernels[first - 1] == Stream(4 * 2 * numbers)
+            if kind == "B":
+                assert core.kernels[-1] == Stream((3 + 2) * 2 * 2 * numbers)
+
+
+@pytest.mark.parametrize(("context", "repeated"), [(2, 1), (4, 1), (8, 2)])
+def test_all_to_alls_around_attention(context, repeated):
+    """2 T (a/t) d bytes of queries, then 2 T (g/t) d of keys and of values, before the core, 2 T (a/t) d of outputs after it;
+    backward the other way round. 8 key/value heads of 2 tensor ranks are too few for 8 contexts: each is sent twice."""
+    changes = (f"job.parallelism.context={context}", "job.parallelism.data=2", "job.parallelism.context_style=ulysses")
+    plan, job, found = programs("two-pods", *changes, "job.global_batch=16", *ONE_CHUNK)
+    model = job.model
+    assert (model.heads, model.kv_heads, plan.tensor) == (32, 8, 2)
+    query, kv = (2 * plan.tokens * n / plan.tensor * model.head_size for n in (32, 8 * repeated))
+    layers = model.layers // plan.pipeline
+    for kind, sizes in (("F", [query, kv, kv, query]), ("B", [query, query, kv, kv])):
+        ops = body(found[1], kind, 0)
+        assert [(c.operation, c.size) for c in collectives(ops, "context")] == [
+            ("all_to_all", n) for n in sizes
+        ] * layers
+        order = [
+            "core" if isinstance(op, Compute) else "all-to-all"
+            for op in ops
+            if (isinstance(op, Compute) and any(isinstance(k, Flash) for k in op.kernels))
+            or (isinstance(op, Collective) and op.channel == "context")
+        ]
+        before = 3 if kind == "F" else 1
+        assert order == [*["all-to-all"] * before, "core", *["all-to-all"] * (4 - before)] * layers
+        moved = []
+        for at, op in enumerate(ops):
+            if isinstance(op, Collective) and op.channel == "context":
+                before, behind = ops[at - 1], ops[at + 1]
+                assert isinstance(before, Compute)
+                assert isinstance(behind, Compute)
+                assert before.kernels[-1] == behind.kernels[0] == Stream(2 * op.size), "read and written"
+                moved.append(op.size)
+        assert moved == sizes * layers
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_scores_computed_again_need_nothing_sent_again(style):
+    """Unfused attention with selective recompute: what is sent is what is sent without; the kernels are forward's too."""
+    sent, products = [], []
+    for recompute in ("none", "selective"):
+        changes = ("job.parallelism.context=2", f"job.parallelism.context_style={style}", f"job.recompute={recompute}")
+        _, _, found = programs("two-pods", "job.software=megatron-2022", "job.parallelism.data=4", *changes, *ONE_CHUNK)
+        ops = body(found[1], "B", 0)
+        sent.append(collectives(ops, "context"))
+        products.append(sum(isinstance(k, Scores) for op in ops if isinstance(op, Compute) for k in op.kernels))
+    assert sent[0] == sent[1]
+    assert products[1] == products[0] * 6 / 4
 
 
 # -- gradients and parameters ----------------------------------------------------------------------------------------

@@ -181,6 +181,33 @@ def test_ring_all_reduce_in_a_node():
     assert t.latency + t.bytes / t.cap == pytest.approx(0.5 + 3 + 6)
 
 
+@pytest.mark.parametrize("style", ["all-gather", "ulysses"])
+def test_seconds_of_a_context_group(style):
+    """Eight ranks on one NVSwitch of B bytes/s, S bytes each, base b and hop a: rings take b + 7 a + 7/8 S/B (1 + (S0/S)^g),
+    all-to-alls b + a + 7/8 S/B. A micro-batch's layer has 4 gathers of keys or values and 2 scatters, or the two
+    all-to-alls of queries and of outputs and two of keys and of values, twice; all of it is exposed."""
+    changes = (
+        *("cluster.nodes.0.count=1", "job.global_batch=2", "job.model={base: llama3-8b, layers: 3}"),
+        *(f"job.parallelism={{context: 8, context_style: {style}}}", "job.overlap.data=false"),
+        *("job.collectives_algorithm=ring", "job.collectives_protocol=simple"),
+    )
+    setup = prepare(load_scenario("two-pods", set=changes), must_fit=False)
+    node, model = setup.laid.cluster.node_types[0], setup.laid.scenario.job.model
+    ring, tokens = node.nvlink_ring, 8192 / 8
+
+    def gather(size):
+        ramp = 1 + (ring.half_size / size) ** ring.exponent
+        return ring.base + 7 * ring.hop + 7 / 8 * size / ring.bandwidth * ramp
+
+    def exchange(size):
+        return ring.base + ring.hop + 7 / 8 * size / ring.bandwidth
+
+    query, kv = (2 * tokens * heads * model.head_size for heads in (model.heads, model.kv_heads))
+    layer = {"all-gather": 6 * gather(8 * kv), "ulysses": 4 * exchange(query) + 4 * exchange(kv)}[style]
+    record = play_step(setup)
+    assert record.timelines[0].seconds()[CATEGORIES.index("context_comm")] == pytest.approx(2 * 3 * layer)
+
+
 def test_the_ramp_doubles_the_time_of_a_small_ring():
     """Of S = S0 n/8 the ramp costs as much as the transfer."""
     node = node_with(10.0, 160.0, 0.0, 0.0)
@@ -358,7 +385,8 @@ def test_segments_and_records_call_the_same_things_by_the_same_number():
             "host": "other",
             "bubble": "pipeline_bubble",
         },
-        **{"tensor": "tensor_comm", "context": "context_comm", "expert": "expert_comm", "data": "data_comm"},
+        **{"tensor": "tensor_comm", "expert_tensor": "tensor_comm", "context": "context_comm"},
+        **{"expert": "expert_comm", "data": "data_comm"},
         **{"data_shards": "data_comm", "data_replicas": "data_comm", "expert_data": "data_comm"},
         **{"embedding": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm"},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import Counter
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossim import patterns, trees
+from colossim import dispatch, patterns, trees
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, build_cluster
 from colossim.scenario.derive import derive
+from colossim.scenario.plan import NodeLimit
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec
 from colossim.simulation import lay_out, used_operations
@@ -389,6 +391,81 @@ def test_any_members_by_messages(name):
     assert not wrong, f"{len(wrong)} groups, first {wrong[0]}"
 
 
+LIMIT = NodeLimit(nodes=2, experts=1024, per_token=3)
+
+
+def test_node_limited_routing_of_any_members_by_messages():
+    """As above: to each other node one message for all its members, to the one at the sender's own place, of d/k a copy, d the
+    nodes a token goes to; there, and in the own node, every other member gets its copy over NVLink."""
+    sent = 0
+    for seed in range(250):
+        draw = random.Random(seed)
+        built = random_cluster(draw)
+        n, stride = draw.choice([2, 3, 4, 6, 8, 18]), draw.choice([1, 2, 3, 4, 6, 8, 9, 16])
+        start = draw.randrange(max(1, built.gpus - stride * (n - 1)))
+        members = [gpu for gpu in range(start, start + stride * n, stride) if gpu < built.gpus]
+        if len(members) < 2:
+            continue
+        found = dispatch.node_limited(built, np.array([members]), LIMIT)
+        nodes = {}
+        for gpu in members:
+            nodes.setdefault(int(built.gpu_node[gpu]), []).append(gpu)
+        ratio = dispatch.nodes_of_a_token(LIMIT, len(nodes)) / LIMIT.per_token
+        expected, feeds = Counter(), set()
+        for home, own_node in nodes.items():
+            for place, a in enumerate(own_node):
+                for node, there in nodes.items():
+                    first = a if node == home else there[place * len(there) // len(own_node)]
+                    if node != home:
+                        links, fed = by_messages(built, [(a, first)])
+                        feeds |= fed
+                        expected.update({link: count * len(there) * ratio for link, count in links.items()})
+                        sent += 1
+                    for b in there:
+                        if b != first:
+                            expected.update({NVLINK_OUT * built.gpus + first: 1, NVLINK_IN * built.gpus + b: 1})
+        total = Counter()
+        for _, kind, column in found.own:
+            total.update({kind * built.gpus + gpu: float(column[gpu]) for gpu in np.flatnonzero(column).tolist()})
+        for link, weight in zip(found.link.tolist(), found.weight.tolist(), strict=True):
+            total[link] += weight
+        assert total == pytest.approx(expected, rel=1e-12), (seed, members)
+        assert all(found.feeds[f[0], f[1] - 1, f[2]] for f in feeds), seed
+        own_links = [(kind, gpu) for kind in (NIC_OUT, NIC_IN) for gpu in members]
+        assert found.nic_weight[0] == pytest.approx(max(total[kind * built.gpus + gpu] for kind, gpu in own_links))
+        assert found.share[0] == 1 / len(members)
+    assert sent > 1000
+
+
+def test_deepseeks_dispatch():
+    """DeepSeek-V3: 64 ranks on 8 nodes, 8 of 256 experts on at most 4 nodes. A node without a copy: C(96,8)/C(128,8) = 9 %, so
+    3.63 nodes; of 8 copies 7 would leave the node, now 3.63 x 7/8 = 3.17 do. NVLink: 7/8 of all copies, as before."""
+    limit = NodeLimit(nodes=4, experts=256, per_token=8)
+    distinct = 4 * (1 - math.comb(96, 8) / math.comb(128, 8))
+    assert dispatch.nodes_of_a_token(limit, 8) == pytest.approx(distinct) == pytest.approx(3.63, abs=0.005)
+    built = cluster()
+    print_, every = dispatch.node_limited(built, strided(8, 8), limit), patterns.all_to_all(built, strided(8, 8))
+    assert 8 * print_.share[0] * own(print_, NIC_OUT, 5) == pytest.approx(distinct * 7 / 8)
+    assert 8 * every.share[0] * own(every, NIC_OUT, 5) == pytest.approx(7)
+    for kind in (NVLINK_OUT, NVLINK_IN):
+        assert own(print_, kind, 5) == pytest.approx(own(every, kind, 5)) == pytest.approx(64 * 7 / 8)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "limit", "distinct"),
+    [
+        (1, NodeLimit(4, 8, 2), 1.0),
+        (4, NodeLimit(1, 8, 2), 1.0),
+        (2, NodeLimit(2, 4, 2), 2 * (1 - 1 / 6)),
+        (4, NodeLimit(9, 4, 2), 2.0),
+        (4, NodeLimit(2, 4, 2), 2.0),
+    ],
+)
+def test_nodes_that_a_token_goes_to(nodes, limit, distinct):
+    """One copy a node where it has one expert; 2 of 2 x 2 experts miss a node with the probability 1/6; all on one of one."""
+    assert dispatch.nodes_of_a_token(limit, nodes) == pytest.approx(distinct)
+
+
 def test_pat_compares_places_to_the_same_effect_as_it_looks_up_routes(monkeypatch):
     """Groups of one GPU a node, on one rail or across: whatever can be compared is what the routes of each step say."""
     compared = 0
@@ -438,40 +515,61 @@ def test_an_all_to_all_leaves_by_a_neighbour_that_is_no_member():
     assert total == dict.fromkeys(expected, 1.0)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_groups_of_random_orders(seed):
-    """Any order of the axes, experts over both contexts or neither: groups are the ranks that share the other digits."""
+    """Any order of the axes, experts over both contexts or neither: groups are the ranks that share the other digits.
+
+    Where 1 or 2 of 4 tensor ranks share an expert, expert groups take the tensor group's neighbours first.
+    """
     draw = random.Random(seed)
     order = ["tensor", "context", "expert", "data", "pipeline"]
     draw.shuffle(order)
     context, expert, data = draw.choice([(1, 4, 4), (2, 4, 2), (2, 4, 6), (4, 2, 3), (4, 8, 2), (2, 2, 1)])
+    tensor = 2 if seed < 40 else 4
+    shared = 2 if seed < 40 else draw.choice([1, 2])
     plan = derive(
         load_scenario(
             "two-pods",
             set=[
                 *["job.model=mixtral-8x22b", f"job.parallelism.order=[{', '.join(order)}]"],
-                *["job.parallelism.tensor=2", "job.parallelism.pipeline=2", f"job.parallelism.context={context}"],
+                *[
+                    f"job.parallelism.tensor={tensor}",
+                    "job.parallelism.pipeline=2",
+                    f"job.parallelism.context={context}",
+                ],
                 *[f"job.parallelism.expert={expert}", f"job.parallelism.data={data}", f"job.global_batch={8 * data}"],
-                *["job.parallelism.virtual_pipeline=1", "job.parallelism.schedule=1f1b", "cluster.nodes.0.count=16"],
+                *["job.parallelism.virtual_pipeline=1", "job.parallelism.schedule=1f1b", "cluster.nodes.0.count=32"],
+                *[f"job.parallelism.expert_tensor={shared}"],
             ],
         )
     )
-    inner = plan.expert_context
-    assert plan.axes["expert"] * inner == expert
+    inner, within = plan.expert_context, plan.expert_within
+    assert plan.axes["expert"] * inner * within == expert
+    assert within == min(expert, tensor // shared)
     digits = []
     for rank in range(plan.world):
         at, left = {}, rank
         for axis in order:
             left, at[axis] = divmod(left, plan.axes[axis])
         digits.append(at)
+        left, at["shared"] = divmod(at["tensor"], shared)
+        at["outer"], at["middle"] = divmod(left, within)
     same = {
         "tensor": lambda d: (d["context"], d["expert"], d["data"], d["pipeline"]),
         "context": lambda d: (d["tensor"], d["expert"], d["data"], d["pipeline"]),
-        "expert": lambda d: (d["tensor"], d["context"] // inner, d["data"], d["pipeline"]),
+        "expert": lambda d: (d["shared"], d["outer"], d["context"] // inner, d["data"], d["pipeline"]),
         "data": lambda d: (d["tensor"], d["pipeline"]),
-        "expert_data": lambda d: (d["tensor"], d["pipeline"], d["expert"], d["context"] % inner),
+        "expert_data": lambda d: (d["shared"], d["middle"], d["pipeline"], d["expert"], d["context"] % inner),
+        "expert_tensor": lambda d: (
+            d["outer"],
+            d["middle"],
+            *(d[a] for a in ("context", "expert", "data", "pipeline")),
+        ),
     }
     found = group_members(plan)
+    if shared == tensor:
+        del same["expert_tensor"]
+        assert "expert_tensor" not in found
     for channel, key in same.items():
         groups = {}
         for rank, at in enumerate(digits):
@@ -482,4 +580,6 @@ def test_groups_of_random_orders(seed):
         else:
             assert sorted(found[channel].tolist()) == rows, channel
             if channel.startswith("expert"):
-                assert len(rows[0]) == (expert if channel == "expert" else data * context // expert)
+                holders = data * context * tensor // (expert * shared)
+                sizes = {"expert": expert, "expert_data": holders, "expert_tensor": shared}
+                assert len(rows[0]) == sizes[channel]

@@ -29,8 +29,8 @@ from colossim.traffic import BOUNDARY_CHANNELS
 #: A message takes about 0.1 ms of wall-clock time, and more where many share links.
 MOST_MESSAGES = 3_000_000
 MOST_GPUS = 1024
-#: Algorithms that are played as one transfer: the switches add up, and no message of a GPU to a GPU says so.
-IN_SWITCH = frozenset({"nvls", "collnet"})
+#: Algorithms that are played as one transfer: switches add up, or nodes share out what came once, which no message says.
+WHOLE = frozenset({"nvls", "collnet", "node-limited"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Stage:
     def group(self, communicator: Communicator, kind: GroupClass, name: str, watched: set[int]) -> Group:
         """The group at play. name: of its channel.  watched: links whose throughput is kept."""
         boundary = name in BOUNDARY_CHANNELS
-        if kind.shape.algorithm in IN_SWITCH:
+        if kind.shape.algorithm in WHOLE:
             return Group(communicator, kind, boundary, bool(kind.passive) or any(n in watched for n, _ in kind.links))
         return ChunkedGroup(self, communicator, kind, boundary, watched)
 
@@ -194,7 +194,7 @@ def slices_of(timing: Timing, kind: GroupClass) -> int:
 
 def plays_whole(algorithm: str) -> bool:
     """Whether collectives by this algorithm (as `Timing` names it) are played as one transfer in a chunked step."""
-    return not any(algorithm in ways for ways in ALGORITHMS.values()) or algorithm in IN_SWITCH
+    return not any(algorithm in ways for ways in ALGORITHMS.values()) or algorithm in WHOLE
 
 
 def refuse_pinned_paths(fabric: Fabric) -> None:
@@ -249,7 +249,7 @@ def messages_of_step(quotient: Quotient, legs: list[tuple[Leg, ...]]) -> dict[in
                     if kind.members[0] != index:
                         continue
                     shape, t = kind.shape, step.timing
-                    if shape.algorithm not in IN_SWITCH:
+                    if shape.algorithm not in WHOLE:
                         count += message_count(
                             shape.algorithm, t.operation, shape.size, shape.nodes, slices_of(t, kind)
                         )

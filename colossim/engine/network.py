@@ -15,20 +15,15 @@ import heapq
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import numpy as np
 import simpy
 
+from colossim.engine.rates import Rates
 from colossim.flows import Pace
-from colossim.maxmin import max_min
 
 #: Deadlines this close (relative to now) are one instant: differences of an ulp must not multiply events.
 _SAME_INSTANT = 1e-13
 #: SimPy orders events of one instant by priority; 0 and 1 are its own.
 _LAST: Any = 2
-#: Components with more activities than this are filled with numpy.
-_CROWD = 40
-#: Fillings remembered at once: a pipeline's micro-batches meet on the same links again and again.
-_REMEMBERED = 16384
 
 
 class Activity:
@@ -111,10 +106,7 @@ class Network:
         self._dirty: dict[Activity, None] = {}
         self._dirty_links: set[int] = set()
         self._settling = self._waking = False
-        #: rates of components, by what their activities are like; links are told by their numbers here
-        self._filled: dict[tuple[tuple[int, float, float], ...], list[float]] = {}
-        #: by id, which they keep while they stand here
-        self._places: dict[int, tuple[int, Any]] = {}
+        self._rates = Rates(self.capacity)
 
     def add_link(self, capacity: float) -> int:
         """Number of a further link."""
@@ -191,7 +183,7 @@ class Network:
         activity.version += 1
         for link, weight in activity.links:
             self._on[link][activity] = weight
-        activity.rate = self._alone(activity)
+        activity.rate = self._rates.alone(activity)
         self.deadline(when + activity.remaining / activity.rate, activity.version, activity)
 
     def _take_back(self, activity: Activity) -> None:
@@ -284,12 +276,7 @@ class Network:
             if seed in seen or seed.ended is not None:
                 continue
             component = self._component(seed, seen)
-            if len(component) == 1:
-                rates = [self._alone(seed)]
-            elif len(component) <= _CROWD:
-                rates = self._recall(component)
-            else:
-                rates = self._fill_crowd(component)
+            rates = self._rates.of(component)
             now = self.env.now
             for activity, rate in zip(component, rates, strict=True):
                 # A rate that did not change keeps its deadline: most do not.
@@ -312,91 +299,6 @@ class Network:
                                 seen.add(other)
                                 component.append(other)
         return component
-
-    def _alone(self, activity: Activity) -> float:
-        stretch = activity.stretch
-        rate = activity.cap / stretch
-        for link, weight in activity.links:
-            fair = self.capacity[link] / (weight * stretch)
-            if fair < rate:
-                rate = fair
-        return rate
-
-    def _recall(self, component: list[Activity]) -> list[float]:
-        """The rates of `_fill`, which depend on nothing but the key here. Puts the component in an order of its own."""
-        if len(self._filled) >= _REMEMBERED:
-            self._filled.clear()
-            self._places.clear()
-        places = self._places
-        placed: list[tuple[int, float, float, int]] = []
-        for activity in component:
-            links = activity.links
-            place = places.get(id(links))
-            if place is None:
-                place = places[id(links)] = len(places), links
-            placed.append((place[0], activity.cap, activity.stretch, len(placed)))
-        placed.sort()
-        component[:] = [component[which] for *_, which in placed]
-        key = tuple([item[:3] for item in placed])
-        found = self._filled.get(key)
-        if found is None:
-            found = self._filled[key] = self._fill(component)
-        return found
-
-    def _fill(self, component: list[Activity]) -> list[float]:
-        """Progressive filling: raise all rates together; what saturates, or meets its own cap, stands still."""
-        rate: dict[Activity, float] = {}
-        weights: dict[int, float] = {}
-        spent: dict[int, float] = {}
-        for activity in component:
-            for link, weight in activity.links:
-                weights[link] = weights.get(link, 0.0) + weight * activity.stretch
-                spent[link] = 0.0
-        running = list(component)
-        while running:
-            level = min(activity.cap / activity.stretch for activity in running)
-            tight = -1
-            for link, weight in weights.items():
-                if weight > 0:
-                    fair = (self.capacity[link] - spent[link]) / weight
-                    if fair < level:
-                        level, tight = fair, link
-            level = max(level, 0.0)
-            limit = level * (1 + 1e-12)
-            saturated = {
-                link
-                for link, weight in weights.items()
-                if weight > 0 and (self.capacity[link] - spent[link]) / weight <= limit
-            }
-            if tight >= 0:
-                saturated.add(tight)
-            still = []
-            for activity in running:
-                if activity.cap / activity.stretch <= limit or any(link in saturated for link, _ in activity.links):
-                    rate[activity] = level
-                    for link, weight in activity.links:
-                        spent[link] += weight * activity.stretch * level
-                        weights[link] -= weight * activity.stretch
-                else:
-                    still.append(activity)
-            for link in saturated:
-                weights[link] = 0.0
-            running = still
-        return [rate[activity] for activity in component]
-
-    def _fill_crowd(self, component: list[Activity]) -> list[float]:
-        """The same filling on arrays, for components of many activities."""
-        rows = [
-            (i, link, weight * activity.stretch)
-            for i, activity in enumerate(component)
-            for link, weight in activity.links
-        ]
-        who = np.array([row[0] for row in rows])
-        links, where = np.unique(np.array([row[1] for row in rows]), return_inverse=True)
-        weight = np.array([row[2] for row in rows])
-        left = np.array([self.capacity[link] for link in links])
-        own = np.array([activity.cap / activity.stretch for activity in component])
-        return list(max_min(who, where, weight, left, own))
 
     def _repace(self) -> None:
         """Other flows are in flight: what the fabric leaves each pinned activity is looked up again."""

@@ -6,7 +6,7 @@ import math
 
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
-from colossim.scenario.plan import Plan
+from colossim.scenario.plan import NodeLimit, Plan
 from colossim.scenario.rules import MOST_PASSES, Report, check, counted_layers, divisors, near_divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
@@ -27,7 +27,8 @@ def derive(scenario: Scenario) -> Plan:
     _check_sharding_group(job, data, report)
     if problems:
         raise ScenarioError(problems)
-    expert_axis = math.gcd(data, par.expert)
+    expert_tensor, within, across = _expert_ranks(job)
+    expert_axis = math.gcd(data, across)
     axes = {
         "tensor": par.tensor,
         "context": par.context,
@@ -53,9 +54,29 @@ def derive(scenario: Scenario) -> Plan:
         tokens=job.micro_batch * job.sequence_length // par.context,
         order=tuple(par.order),
         axes=axes,
-        expert_context=par.expert // expert_axis,
+        expert_context=across // expert_axis,
+        expert_tensor=expert_tensor,
+        expert_within=within,
         sharding_group=data * par.context if par.sharding_group == "all" else par.sharding_group,
+        seed=scenario.run.seed,
+        node_limit=_node_limit(job),
     )
+
+
+def _expert_ranks(job: JobSpec) -> tuple[int, int, int]:
+    """Ranks that share an expert; groups of them that an expert group takes of a tensor group; of context and replicas.
+
+    Neighbours first, as Megatron-Core's groups of experts are laid (core/parallel_state.py: order tp-ep-dp-pp).
+    """
+    par = job.parallelism
+    shared = (par.expert_tensor if job.model.experts else None) or par.tensor
+    within = math.gcd(par.expert, max(1, par.tensor // shared))
+    return shared, within, par.expert // within
+
+
+def _node_limit(job: JobSpec) -> NodeLimit | None:
+    model, most = job.model, job.experts.limit_nodes
+    return NodeLimit(most, model.experts, model.experts_per_token) if most is not None and model.experts else None
 
 
 def _layers(job: JobSpec) -> tuple[int, ...]:
@@ -89,6 +110,7 @@ def _replicas(job: JobSpec, gpus: int, report: Report) -> int:
     auto: the largest D that fits the GPUs, divides the batch, and has D x context % expert == 0.
     """
     par = job.parallelism
+    _, within, across = _expert_ranks(job)
     replica = par.tensor * par.context * par.pipeline
     most = gpus // replica
     if not most:
@@ -100,15 +122,16 @@ def _replicas(job: JobSpec, gpus: int, report: Report) -> int:
             message = f"{par.data:,} replicas x {replica:,} GPUs = {par.data * replica:,}; the cluster has {gpus:,}"
             report("job.parallelism.data", f"{message}: {most:,} would fit")
             return 0
-        if par.data * par.context % par.expert:
+        if par.data * par.context % across:
             message = f"{par.data} replicas x context {par.context} are no multiple of expert {par.expert}"
+            message += f" / {within} within a tensor group" if within > 1 else ""
             report("job.parallelism.data", message)
             return 0
         return par.data
     found = _divides(job, min(most, job.global_batch // job.micro_batch), 1)
     if not found:
-        unit = job.micro_batch * par.expert // math.gcd(par.expert, par.context)
-        largest = most * par.context // par.expert * par.expert // par.context
+        unit = job.micro_batch * across // math.gcd(across, par.context)
+        largest = most * par.context // across * across // par.context
         would = "" if not largest else f": {_near(job.global_batch, unit)} sequences would"
         report(
             "job.global_batch",
@@ -124,7 +147,8 @@ def _divides(job: JobSpec, most: int, rounds: int) -> int:
     share, rest = divmod(job.global_batch, job.micro_batch * rounds)
     if rest or not share:
         return 0
-    fitting = (data for data in divisors(share) if data <= most and data * par.context % par.expert == 0)
+    across = _expert_ranks(job)[2]
+    fitting = (data for data in divisors(share) if data <= most and data * par.context % across == 0)
     return max(fitting, default=0)
 
 
@@ -160,7 +184,7 @@ def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:
     if par.sharding_group == "all":
         return
     holders = data * par.context
-    if par.expert > 1:
+    if par.expert > 1 or _expert_ranks(job)[0] < par.tensor:
         report("job.parallelism.sharding_group", "some ranks of a group can't share the states of experts yet: use all")
     elif data and holders % par.sharding_group:
         message = f"{par.sharding_group} does not divide the {holders:,} ranks that hold the same parameters"

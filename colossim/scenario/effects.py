@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import Scenario
+from colossim.scenario.schema import Experts, Scenario
 
 #: Fields of a fabric that say how switches are wired.
 _NOT_OF_GRAPHS = (
@@ -14,7 +14,7 @@ _NOT_OF_GRAPHS = (
 def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
     """Notes on keys that the user wrote and that changed nothing, such as "`run.seed` had no effect: ..."."""
     job, par, fabric = scenario.job, scenario.job.parallelism, scenario.cluster.fabric
-    overlap, model = job.overlap, job.model
+    overlap, model, experts = job.overlap, job.model, job.experts
     alone = "there is one replica"
     silent = [
         ("job.overlap.expert", overlap.expert and not model.experts, "the model has no experts"),
@@ -28,12 +28,43 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             overlap.expert and model.experts and plan.expert > 1 and not model.shared_ffn,
             "no shared MLP could hide the all-to-all",
         ),
+        *((f"job.experts.{key}", not model.experts, "the model has no experts") for key in Experts.model_fields),
+        *(
+            (f"job.experts.{key}", model.experts and experts.pad, "each expert's input is padded to its capacity")
+            for key in ("imbalance", "fullest")
+        ),
+        *(
+            (
+                f"job.experts.{key}",
+                model.experts and plan.expert == 1 and whole,
+                "each rank holds all experts",
+            )
+            for key, whole in (("imbalance", experts.capacity_factor is None), ("fullest", not experts.pad))
+        ),
+        (
+            "job.experts.capacity_factor",
+            model.experts
+            and not experts.pad
+            and not experts.imbalance
+            and (experts.fullest or 1.0) <= (experts.capacity_factor or 0.0),
+            "no expert gets more",
+        ),
+        ("job.experts.limit_nodes", model.experts and plan.expert == 1, "each rank holds all experts"),
+        (
+            "job.experts.limit_nodes",
+            model.experts
+            and plan.expert > 1
+            and plan.world <= min(group.type.gpus for group in scenario.cluster.nodes),
+            "the job sits in one node",
+        ),
         ("job.overlap.tensor", overlap.tensor and par.tensor == 1, "tensor parallelism is 1"),
         (
             "job.overlap.tensor",
             overlap.tensor and par.tensor > 1 and not job.software.tensor_overlap,
             f"{job.software.name} hides no part of a tensor collective",
         ),
+        ("job.parallelism.expert_tensor", not model.experts, "the model has no experts"),
+        ("job.parallelism.context_style", par.context == 1, "context parallelism is 1"),
         ("job.overlap.pipeline", par.pipeline == 1, "there is one stage"),
         *(
             (f"job.parallelism.{key}", par.pipeline == 1, "there is one stage")
@@ -106,7 +137,10 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         (
             "run.seed",
-            fabric.routing != "ecmp" and job.placement != "scattered" and scenario.traffic is None,
+            fabric.routing != "ecmp"
+            and job.placement != "scattered"
+            and scenario.traffic is None
+            and not (model.experts and experts.imbalance),
             "nothing is drawn at random in this run",
         ),
     ]

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class NodeLimit:
+    """Routing that sends a token's copies to few nodes. nodes: at most.  experts: routed ones, `per_token` a token."""
+
+    nodes: int
+    experts: int
+    per_token: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The layout of the job.
 
@@ -15,7 +24,9 @@ class Plan:
     micro_batches: of a replica and step.  micro_batch: its sequences.  sequence: tokens of a sequence.
     tokens: of a rank's micro-batch.  order: axes, fastest-varying first.  axes: their sizes; `expert` and
     `data` share the replicas.  expert_context: consecutive contexts that an expert group spans as well.
-    sharding_group: ranks that share the states of the same dense parameters, if any are sharded.
+    expert_tensor: ranks that share an expert.  expert_within: groups of them in a tensor group that an expert group spans.
+    sharding_group: ranks that share the states of the same dense parameters, if any are sharded.  seed: of random draws.
+    node_limit: None if copies go wherever their experts are.
     """
 
     gpus: int
@@ -35,7 +46,11 @@ class Plan:
     order: tuple[str, ...]
     axes: dict[str, int]
     expert_context: int
+    expert_tensor: int
+    expert_within: int
     sharding_group: int
+    seed: int = 0
+    node_limit: NodeLimit | None = None
 
     @property
     def replica_group(self) -> int:
@@ -45,4 +60,9 @@ class Plan:
     @property
     def expert_group(self) -> int:
         """Ranks that hold the same experts."""
-        return self.data * self.context // self.expert
+        return self.data * self.context * self.tensor // (self.expert * self.expert_tensor)
+
+    @property
+    def experts_apart(self) -> bool:
+        """Whether other ranks hold the same experts than hold the same dense parameters."""
+        return self.expert > 1 or self.expert_tensor < self.tensor

@@ -35,6 +35,7 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_stages(job, report)
     _check_experts(job, report)
     _check_sequence(job, report)
+    _check_context_heads(job, report)
     if job.recompute_layers is not None and job.recompute != "full":
         report("job.recompute_layers", f"is of full recompute: leave it out with recompute: {job.recompute}")
 
@@ -126,13 +127,32 @@ def _check_tensor(job: JobSpec, report: Report) -> None:
         report(field, f"{tensor} does not divide {model.heads} heads: {would} would")
     if model.kv_heads % tensor and tensor % model.kv_heads:
         report(field, f"{tensor} and {model.kv_heads} key/value heads: one must divide the other")
-    for name in ("ffn", "expert_ffn", "shared_ffn"):
+    expert_tensor = job.parallelism.expert_tensor if model.experts else None
+    if expert_tensor is not None:
+        _check_expert_tensor(job, expert_tensor, report)
+    for name in ("ffn", "shared_ffn") if expert_tensor is not None else ("ffn", "expert_ffn", "shared_ffn"):
         width = getattr(model, name)
         if width % tensor:
             report(
                 field,
                 f"{tensor} does not divide the {name} of {width:,}: {near_divisors(width, tensor)} would",
             )
+
+
+def _check_expert_tensor(job: JobSpec, expert_tensor: int, report: Report) -> None:
+    par, width, field = job.parallelism, job.model.expert_ffn, "job.parallelism.expert_tensor"
+    if par.tensor % expert_tensor:
+        report(
+            field,
+            f"{expert_tensor} does not divide tensor {par.tensor}: {near_divisors(par.tensor, expert_tensor)} would",
+        )
+    elif expert_tensor < par.tensor and not par.sequence:
+        report(
+            field, f"{expert_tensor} of {par.tensor} tensor ranks: each routes tokens of its own; set sequence: true"
+        )
+    elif width % expert_tensor:
+        would = near_divisors(width, expert_tensor)
+        report(field, f"{expert_tensor} does not divide the expert_ffn of {width:,}: {would} would")
 
 
 def _check_stages(job: JobSpec, report: Report) -> None:
@@ -192,6 +212,42 @@ def _check_experts(job: JobSpec, report: Report) -> None:
     elif model.experts % expert:
         would = near_divisors(model.experts, expert)
         report("job.parallelism.expert", f"{expert} does not divide {model.experts} experts: {would} would")
+    _check_loads(job, report)
+
+
+def _check_loads(job: JobSpec, report: Report) -> None:
+    given, model, expert = job.experts, job.model, job.parallelism.expert
+    if given.pad and given.capacity_factor is None:
+        report("job.experts.pad", "pads to the experts' capacity: say capacity_factor, too")
+    if given.fullest is not None and given.imbalance:
+        report("job.experts.fullest", "stands in place of a draw: leave it out, or imbalance")
+    if not model.experts or not model.experts_per_token:
+        return
+    if given.fullest is not None and given.fullest > expert > 1:
+        message = f"{given.fullest:g} times the mean is more than all tokens on one of {expert} ranks: at most {expert}"
+        report("job.experts.fullest", message)
+    largest = math.sqrt(max(0.0, model.experts / model.experts_per_token - 1))
+    if given.imbalance and given.imbalance >= largest:
+        which = f"{model.experts_per_token} of {model.experts}"
+        message = (
+            f"{given.imbalance:.4g} of the mean: with all tokens on {which} experts it is {largest:.4g}: less would do"
+        )
+        report("job.experts.imbalance", message)
+
+
+def _check_context_heads(job: JobSpec, report: Report) -> None:
+    """Ulysses: context and tensor share the heads; ranks may repeat key/value heads, but each has as many."""
+    par, model = job.parallelism, job.model
+    if par.context_style != "ulysses" or par.context == 1 or model.heads % par.tensor:
+        return
+    field, ranks = "job.parallelism.context", par.context * par.tensor
+    what = f"ulysses gives context {par.context} x tensor {par.tensor} = {ranks} ranks heads of their own"
+    if model.heads % ranks:
+        would = near_divisors(model.heads // par.tensor, par.context)
+        report(field, f"{what}; {ranks} does not divide {model.heads}: context {would} would")
+    elif model.kv_heads % ranks and ranks % model.kv_heads:
+        message = f"{what}; {ranks} and {model.kv_heads} key/value heads: one must divide the other"
+        report(field, f"{message}, or context_style: all-gather")
 
 
 def _check_sequence(job: JobSpec, report: Report) -> None:

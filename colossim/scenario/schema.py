@@ -18,6 +18,7 @@ from colossim.catalog.quantities import (
     Precision,
     Rate,
     Ratio,
+    Share,
     SomeCount,
     SomeSeconds,
     SomeShare,
@@ -88,6 +89,11 @@ class Parallelism(Facts):
     tensor: Positive = Field(default=1, description="ranks that share each layer")
     sequence: bool = Field(default=False, description="sequence parallelism in the tensor group")
     context: Positive = Field(default=1, description="ranks that share each sequence")
+    context_style: Literal["ring", "all-gather", "ulysses"] = Field(
+        default="ring",
+        description="how they do: keys and values go round beside attention, are gathered before it, or all-to-alls give each"
+        " rank some heads of the whole sequence",
+    )
     pipeline: Positive = Field(default=1, description="stages")
     virtual_pipeline: Positive = Field(default=1, description="model chunks a stage (interleaved)")
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] = Field(
@@ -100,6 +106,9 @@ class Parallelism(Facts):
     account_for_embedding: bool = Field(default=False, description="the embedding counts as a layer of the first stage")
     account_for_loss: bool = Field(default=False, description="head and loss count as a layer of the last stage")
     expert: Positive = Field(default=1, description="ranks that share the experts of a layer")
+    expert_tensor: Positive | None = Field(
+        default=None, description="ranks that share each expert, of a tensor group's; all of them when absent"
+    )
     data: Positive | Literal["auto"] = Field(
         default="auto", description="replicas; auto takes the most that fit and divide the batch"
     )
@@ -121,6 +130,28 @@ class Parallelism(Facts):
         if sorted(order) != sorted(ORDER):
             raise ValueError(f"names each of {', '.join(ORDER)} once")
         return order
+
+
+class Experts(Facts):
+    """How tokens come to experts."""
+
+    capacity_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="tokens that an expert takes of each rank, at most, over their mean; drops the rest; no limit when absent",
+    )
+    pad: bool = Field(default=False, description="whether each expert's input is padded to its capacity")
+    imbalance: Share = Field(
+        default="0 %",
+        validate_default=True,
+        description="standard deviation of the experts' tokens over their mean, drawn for each layer",
+    )
+    fullest: Ratio | None = Field(
+        default=None, description="in place of a draw: tokens of the fullest rank's experts over the mean"
+    )
+    limit_nodes: Positive | None = Field(
+        default=None,
+        description="nodes that a token's copies go to, at most; each gets it once and hands it on over NVLink",
+    )
 
 
 class Overlap(Facts):
@@ -147,6 +178,7 @@ class JobSpec(Facts):
     micro_batch: Positive = Field(default=1, description="sequences a pipeline slot")
     precision: Precision = Field(default="bf16", description="of the matrix products")
     parallelism: Parallelism = Field(default=Parallelism(), description="how the job is cut")
+    experts: Experts = Field(default=Experts(), description="how tokens come to experts")
     recompute: Recompute = Field(
         default="selective",
         description="activations computed again in the backward pass. selective: scores of unfused attention; selective-op:"

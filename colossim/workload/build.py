@@ -9,6 +9,7 @@ from colossim.catalog.types import Host
 from colossim.scenario.derive import Plan
 from colossim.scenario.schema import JobSpec, Recompute
 from colossim.workload.layers import WIDTH, LayerOps
+from colossim.workload.loads import Load, layer_loads
 from colossim.workload.program import (
     Collective,
     Direction,
@@ -25,8 +26,8 @@ from colossim.workload.schedule import Kind, order, splits_backward
 from colossim.workload.sharding import Bucket, Sharding
 from colossim.workload.transformer import chunk_layers, is_moe
 
-#: (whether each layer has experts, embedding here, head here)
-_Shape = tuple[tuple[bool, ...], bool, bool]
+#: (whether each layer has experts, what comes to them, embedding here, head here)
+_Shape = tuple[tuple[bool, ...], tuple[Load, ...], bool, bool]
 
 
 def build_programs(plan: Plan, job: JobSpec) -> tuple[StageProgram, ...]:
@@ -54,6 +55,8 @@ class _Builder:
 
     def __post_init__(self) -> None:
         self.ops = LayerOps(self.plan, self.job)
+        self.loads = layer_loads(self.plan, self.job)
+        self._loaded = {load: LayerOps(self.plan, self.job, load) for load in set(self.loads)}
         self.states = Sharding(self.plan, self.job)
         self.splits = splits_backward(self.job.parallelism.schedule)
 
@@ -92,7 +95,8 @@ class _Builder:
         plan, model = self.plan, self.job.model
         layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
         last = stage == plan.pipeline - 1 and chunk == plan.chunks - 1
-        return tuple(is_moe(model, i) for i in layers), stage == 0 and chunk == 0, last
+        loads = tuple(self.loads[i] for i in layers)
+        return tuple(is_moe(model, i) for i in layers), loads, stage == 0 and chunk == 0, last
 
     def _host(self, host: Host | None, stage: int, chunk: int, kind: Kind) -> float:
         """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it.
@@ -142,19 +146,19 @@ class _Builder:
         return [Collective("tensor", "all_gather", WIDTH * self.plan.tokens * self.job.model.hidden)]
 
     def _forward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
-        layers, first, last = shape
+        layers, loads, first, last = shape
         states = self.states
         ops: list[Op] = (
             [*states.await_parameters(buckets, chunk, -1), *states.gather_ends(first=first)] if first else []
         )
         ops += self.ops.embedding_forward() if first else [Receive("forward"), *self._regathered]
         ops += states.await_parameters(buckets, chunk, -1) if not first else []
-        for i, routed in enumerate(layers):
+        for i, (routed, load) in enumerate(zip(layers, loads, strict=True)):
             ops += states.await_parameters(buckets, chunk, i)
             ops += states.gather_layers(layers, i, +1)
             if last and i == len(layers) - 1:
                 ops += states.gather_ends(last=last, tag="head")
-            ops += self.ops.forward(routed)
+            ops += self._loaded[load].forward(routed)
         ops += self.ops.scaling(len(layers))
         if last:
             ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
@@ -168,13 +172,13 @@ class _Builder:
         return split_backward(ops)[0] if self.splits else ops
 
     def _backward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
-        layers, first, last = shape
+        layers, loads, first, last = shape
         states = self.states
         ops: list[Op] = states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
         ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
             ops += states.gather_layers(layers, i, -1)
-            ops += self._now(self.ops.backward(layers[i], self.job.recomputed(i)))
+            ops += self._now(self._loaded[loads[i]].backward(layers[i], self.job.recomputed(i)))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
         ops += self.ops.embedding_backward() if first else [self._send("backward")]
@@ -182,9 +186,9 @@ class _Builder:
 
     def _weights(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         """The weights' gradients of a chunk, which zero-bubble puts off, from the last layer to the first."""
-        layers, _, last = shape
+        layers, loads, _, last = shape
         ops = split_backward(self.ops.head_backward())[1] if last else []
         for i in reversed(range(len(layers))):
-            ops += split_backward(self.ops.backward(layers[i]))[1]
+            ops += split_backward(self._loaded[loads[i]].backward(layers[i]))[1]
             ops += self.states.release(buckets, chunk, i)
         return ops + self.states.release(buckets, chunk, -1)

@@ -67,8 +67,8 @@ class Scores:
 class Flash:
     """A fused attention kernel: `heads` (of all sequences) of `queries` x `keys`, vectors of `size`, `kv_heads` of keys.
 
-    causal: each query meets the keys up to its own, and masked tiles are skipped. Its FLOPs are those of the unmasked half,
-    as papers count; backward has 5 products where forward has 2.
+    causal: each query meets the keys up to its own, which for the last query is the last, and masked tiles are skipped. Its
+    FLOPs are those of the unmasked part, as papers count; backward has 5 products where forward has 2.
     """
 
     kind: AttentionKind
@@ -83,7 +83,7 @@ class Flash:
     @property
     def met(self) -> float:
         """Keys that a query meets, on average."""
-        return self.keys / 2 if self.causal else self.keys
+        return self.keys - self.queries / 2 if self.causal else self.keys
 
     @property
     def flops(self) -> float:
@@ -121,10 +121,10 @@ def gemm_share(kernel: Gemm, curve: GemmCurve, gpu: Gpu) -> float:
 
 
 def flash_share(kernel: Flash, gpu: Gpu) -> float:
-    """Share of the datasheet peak that fused attention reaches, on the FLOPs of the unmasked half.
+    """Share of the datasheet peak that fused attention reaches, on the FLOPs of the unmasked part.
 
     By head size; x keys/(keys + half), what a tile costs to start; x tiles/(tiles + half), the last wave; behind a causal
-    mask of n tiles x n/(n + 1): of n(n + 1)/2 tiles the n on the diagonal are computed whole and count half.
+    mask, where n/2 tiles of keys are met, x n/(n + 1): each row of tiles computes half a tile more, on the diagonal.
     """
     curve = gpu.attention[kernel.kind]
     shares = curve.backward if kernel.backward else curve.forward
@@ -134,7 +134,8 @@ def flash_share(kernel: Flash, gpu: Gpu) -> float:
     share = _between(curve.head_sizes, shares, kernel.size)
     tiles = kernel.queries / QUERIES
     share *= kernel.met / (kernel.met + half_keys) * kernel.heads * tiles / (kernel.heads * tiles + half_tiles)
-    return share * tiles / (tiles + 1) if kernel.causal else share
+    met = 2 * kernel.met / QUERIES
+    return share * met / (met + 1) if kernel.causal else share
 
 
 def _between(sizes: tuple[int, ...], values: tuple[float, ...], size: float) -> float:

@@ -15,6 +15,7 @@ from colossim.scenario.schema import JobSpec
 from colossim.workload import elementwise
 from colossim.workload.elementwise import Passes
 from colossim.workload.kernels import Flash, Gemm, Kernel, Scores, Stream
+from colossim.workload.loads import EVEN, Load
 
 #: Bytes of an activation: 16 bit.
 WIDTH = 2.0
@@ -22,14 +23,11 @@ WIDTH = 2.0
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """The kernels of layers of one job.
-
-    fullest: tokens that the rank's experts get, over the mean of all ranks'.
-    """
+    """The kernels of layers of one job. load: of layers with experts."""
 
     plan: Plan
     job: JobSpec
-    fullest: float = 1.0
+    load: Load = EVEN
 
     # -- sizes -------------------------------------------------------------------------------------------------------
     @cached_property
@@ -153,19 +151,22 @@ class LayerKernels:
         """Key/value heads of a rank: more tensor ranks than there are repeat them."""
         return max(1.0, self.job.model.kv_heads / self.plan.tensor)
 
-    def _core(self, *, first: bool, backward: bool) -> list[Kernel]:
-        """Kernels of the attention core for one of the c pieces of keys and values, the rank's own (`first`) or another's.
+    @cached_property
+    def skips(self) -> bool:
+        """Whether attention leaves out the tiles that the causal mask hides."""
+        return self.job.software.causal_skip and self.job.software.attention != "unfused"
 
-        Pieces are balanced: of another's each query meets half, but no tile lies on the diagonal.
+    def _core(self, queries: float, keys: float, *, causal: bool, backward: bool, split: int = 1) -> list[Kernel]:
+        """Kernels of the attention core for so many queries of a sequence and the keys that they meet.
+
+        causal: the last query meets all keys, each one before it a key less.  split: ranks that share the rank's heads.
         """
         plan, model, stack = self.plan, self.job.model, self.job.software
-        heads, length = plan.micro_batch * model.heads / plan.tensor, plan.sequence / plan.context
+        heads = plan.micro_batch * model.heads / plan.tensor / split
         if stack.attention != "unfused":
-            kv = plan.micro_batch * self._kv_heads if self.fused("gqa") else heads
-            keys = length / 2 if stack.causal_skip and not first else length
-            causal = stack.causal_skip and first
-            return [Flash(stack.attention, heads, kv, length, keys, model.head_size, causal, backward)]
-        scores = heads * length**2
+            kv = plan.micro_batch * max(1.0, model.kv_heads / plan.tensor / split) if self.fused("gqa") else heads
+            return [Flash(stack.attention, heads, kv, queries, keys, model.head_size, causal, backward)]
+        scores = heads * queries * keys
         product = Scores(2.0 * scores * model.head_size, WIDTH * scores)
         softmax = self._passes(elementwise.softmax(stack), scores, backward=backward)
         dropout: list[Kernel] = [self._passes(elementwise.DROPOUT, scores, backward=backward)] if model.dropout else []
@@ -203,9 +204,17 @@ class LayerKernels:
 
     @cached_property
     def _routed(self) -> tuple[float, float]:
-        """(tokens that the rank sends, tokens that its tensor group computes): k copies of each."""
+        """(tokens that the rank sends, tokens that the ranks compute which share its experts): k copies of each.
+
+        Every rank computes what the fullest one does, for which its expert group waits.
+        """
         k = self.job.model.experts_per_token
-        return self.norm_tokens * k, self.tokens * k * self.fullest
+        return self.norm_tokens * k * self.load.sent, self.tokens * k * self.load.fullest * self._of_tensor
+
+    @property
+    def _of_tensor(self) -> float:
+        """Part of the tensor group's ranks that share an expert."""
+        return self.plan.expert_tensor / self.plan.tensor
 
     def _permute(self, passes: float) -> list[Kernel]:
         """Routed tokens put in order for the ranks, or back; those that came are put in the order of the rank's experts."""
@@ -222,7 +231,7 @@ class LayerKernels:
 
     def _expert_kernels(self, *, backward: bool) -> list[Kernel]:
         model, routed = self.job.model, self._routed[1]
-        width, h, n = model.expert_ffn / self.plan.tensor, float(model.hidden), model.mlp_matrices - 1
+        width, h, n = model.expert_ffn / self.plan.expert_tensor, float(model.hidden), model.mlp_matrices - 1
         inner = self._activation(routed, width, backward=backward)
         if backward:
             down = [*self._casts(routed * h), *self._grouped(h, width, backward=True)]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from colossim.scenario.schema import Recompute
 from colossim.workload import elementwise
+from colossim.workload.context import ContextOps
 from colossim.workload.kernels import Gemm, Kernel, Stream
-from colossim.workload.layer_kernels import WIDTH, LayerKernels
+from colossim.workload.layer_kernels import WIDTH
 from colossim.workload.program import (
     ChannelName,
     Collective,
@@ -29,7 +30,7 @@ def _compute(*kernels: Kernel) -> Compute:
 
 
 @dataclass(frozen=True)
-class LayerOps(LayerKernels):
+class LayerOps(ContextOps):
     """Builds the operations of layers of one job."""
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
@@ -67,25 +68,6 @@ class LayerOps(LayerKernels):
         return self._small(4 * 3 * layers) if self.eight else []
 
     # -- attention ---------------------------------------------------------------------------------------------------
-    def core_forward(self) -> list[Op]:
-        """Attention over all pieces of keys and values; with context parallelism they go round the ring meanwhile."""
-        return self._ring(1.0, "kv", backward=False)
-
-    def core_backward(self) -> list[Op]:
-        """Backward; keys, values and their gradients go round."""
-        return self._ring(2.0, "dkv", backward=True)
-
-    def _ring(self, factor: float, tag: str, *, backward: bool) -> list[Op]:
-        hops = self.plan.context
-        size = factor * 2 * WIDTH * self.tokens * self._kv_heads * self.job.model.head_size
-        ops: list[Op] = []
-        for hop in range(hops):
-            moving = hop < hops - 1
-            ops += [Post(Collective("context", "shift", size), tag)] if moving else []
-            ops.append(_compute(*self._core(first=hop == 0, backward=backward)))
-            ops += [Wait(tag)] if moving else []
-        return ops
-
     def attention_forward(self) -> list[Op]:
         T, h, d = self.tokens, float(self.job.model.hidden), self.job.model.head_size
         inner = self.job.model.heads / self.plan.tensor * d
@@ -110,8 +92,7 @@ class LayerOps(LayerKernels):
                 *self.gradient_products(T, h, inner),
                 *self.bias_gradient(self.norm_tokens * h),
             ),
-            *(self.core_forward() if again else []),
-            *self.core_backward(),
+            *self.core_backward(again=again),
             _compute(*self._positions(backward=True)),
             *self._gather_input(for_weights=True),
             _compute(*self._casts_of_norm(backward=True), *gradients, *self._qkv[1]),
@@ -147,17 +128,26 @@ class LayerOps(LayerKernels):
     def _expert(self, size: float) -> list[Op]:
         return [Collective("expert", "all_to_all", size)] if self.plan.expert > 1 else []
 
-    def _moe(self, *, backward: bool) -> list[Op]:
-        """Router, dispatch, experts, combine. Behind an all-to-all the tensor group gathers its tokens and scatters them again.
+    def _shared_tokens(self, tokens: float, *, back: bool) -> list[Op]:
+        """Behind an all-to-all the ranks that share an expert gather their tokens, and scatter their sums again (`back`)."""
+        if self.plan.expert_tensor == self.plan.tensor:
+            return self._combine(tokens) if back else self._gather(tokens)
+        operation: Operation = "reduce_scatter" if back else "all_gather"
+        size = WIDTH * tokens * self.job.model.hidden
+        return [Collective("expert_tensor", operation, size)] if self.plan.expert_tensor > 1 else []
 
-        Data leave and come back the same way in both directions, so backward mirrors forward.
+    def _moe(self, *, backward: bool) -> list[Op]:
+        """Router, dispatch, experts, combine.
+
+        Data leave and come back the same way in both directions, so backward mirrors forward. An all-to-all lasts until the
+        fullest rank has its tokens: each moves as many.
         """
         model, plan = self.job.model, self.plan
         router: list[Kernel] = [Gemm(self.norm_tokens, model.experts, model.hidden, half=True)]
         if backward:
             router = self.gradient_products(self.norm_tokens, model.experts, model.hidden, half=True)
         logits = self._passes(elementwise.ROUTER, self.norm_tokens * model.experts, backward=backward)
-        size = WIDTH * self._routed[0] * model.hidden
+        size = WIDTH * self.norm_tokens * model.experts_per_token * self.load.fullest * model.hidden
         gathered = self._routed[1]
         shared: list[Op] = []
         if model.shared_ffn:
@@ -175,9 +165,9 @@ class LayerOps(LayerKernels):
         return [
             _compute(*before),
             *dispatch,
-            *self._gather(gathered),
+            *self._shared_tokens(gathered, back=False),
             _compute(*self._expert_kernels(backward=backward)),
-            *self._combine(gathered),
+            *self._shared_tokens(gathered, back=True),
             *combine,
             _compute(*after),
             *shared,

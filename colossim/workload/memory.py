@@ -10,6 +10,7 @@ from itertools import combinations
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive
 from colossim.scenario.schema import JobSpec, Scenario
+from colossim.workload.loads import layer_loads
 from colossim.workload.schedule import holdings
 from colossim.workload.transformer import chunk_layers, is_moe, local_ends, products, stage_parameters
 
@@ -33,8 +34,8 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
 
 
-def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
-    """Bytes that one layer keeps of one micro-batch for its backward pass.
+def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
+    """Bytes that one layer keeps of one micro-batch for its backward pass. routed: as in `Load.fullest`; 0 without experts.
 
     A token keeps, of 16-bit values: 4h of two norms, 2h the input of QKV, 2(a+2g)d, 2ad, the MLP's 2h + 4f (6f gated), 2h of
     dropout masks, 5as unfused scores unless they are recomputed. The tensor group shares all of it with sequence
@@ -42,8 +43,9 @@ def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
     """
     model, t = job.model, plan.tensor
     h, q = model.hidden, model.heads * model.head_size
-    # More tensor ranks than key/value heads keep whole ones, repeated.
-    kv = max(t, model.kv_heads) * model.head_size
+    # More ranks that share heads than key/value heads there are keep whole ones, repeated.
+    ranks = t * (plan.context if job.parallelism.context_style == "ulysses" else 1)
+    kv = max(ranks, model.kv_heads) * model.head_size
     whole = t if job.parallelism.sequence else 1
     if job.recompute == "full":
         return plan.tokens * 2.0 * h / whole
@@ -61,12 +63,12 @@ def layer_activations(plan: Plan, job: JobSpec, routed: bool) -> float:
     wide = 6.0 if model.mlp_matrices == 3 else 4.0
     if not routed:
         return plan.tokens * (norms + attention + 2.0 * h / whole + wide * model.ffn / t)
-    k = model.experts_per_token
+    k = model.experts_per_token * routed
     mlp = 2.0 * h / whole + k * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h / whole)
     return plan.tokens * (norms + attention + mlp + wide * model.shared_ffn / t)
 
 
-def weight_gradient_inputs(plan: Plan, job: JobSpec, routed: bool) -> float:
+def weight_gradient_inputs(plan: Plan, job: JobSpec, routed: float) -> float:
     """Bytes that one layer keeps of one micro-batch between B and W: what its weights' gradients are made of.
 
     Of 16-bit values a token keeps the inputs of the products, as in `layer_activations`, and the gradients of their
@@ -82,12 +84,12 @@ def weight_gradient_inputs(plan: Plan, job: JobSpec, routed: bool) -> float:
     wide = 2.0 + 2.0 * (model.mlp_matrices - 1)
     if not routed:
         return plan.tokens * (attention + 2.0 * h / whole + wide * model.ffn / t + 2.0 * h)
-    mlp = 2.0 * h / whole + model.experts_per_token * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h)
+    mlp = 2.0 * h / whole + model.experts_per_token * routed * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h)
     shared = wide * model.shared_ffn / t + 2.0 * h if model.shared_ffn else 0.0
     return plan.tokens * (attention + mlp + shared)
 
 
-def _recomputed(plan: Plan, job: JobSpec, routed: bool) -> float:
+def _recomputed(plan: Plan, job: JobSpec, routed: float) -> float:
     """Bytes that a layer takes beyond what it keeps while its backward pass computes it again."""
     if job.recompute == "none":
         return 0.0
@@ -95,18 +97,28 @@ def _recomputed(plan: Plan, job: JobSpec, routed: bool) -> float:
     return once if job.recompute == "full" else once - layer_activations(plan, job, routed)
 
 
+def _gathered(plan: Plan, job: JobSpec, *, backward: bool) -> float:
+    """Bytes of keys and values that the layer at work holds of the whole sequence; backward of their gradients, too."""
+    if job.parallelism.context_style != "all-gather" or plan.context == 1:
+        return 0.0
+    kv = max(1.0, job.model.kv_heads / plan.tensor) * job.model.head_size
+    return (2 if backward else 1) * 2 * _WEIGHT * plan.context * plan.tokens * kv
+
+
 def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
     """Bytes of activations at the fullest moment of a stage's passes.
 
-    F adds its chunk's and B frees them, with one layer computed again at a time; what zero-bubble's W needs stays from B
-    to W. Logits live from the last chunk's F to its B, in fp32 and in 16 bit; their gradient until W.
+    F adds its chunk's and B frees them, with one layer computed again, or its keys and values gathered, at a time; what
+    zero-bubble's W needs stays from B to W. Logits live from the last chunk's F to its B, in fp32 and in 16 bit; their
+    gradient until W.
     """
     model = job.model
+    loads = [load.fullest if is_moe(model, i) else 0.0 for i, load in enumerate(layer_loads(plan, job))]
     ways = {how: job.model_copy(update={"recompute": how}) for how in (job.recompute, "none")}
     kept, pending, again = [], [], []
     for chunk in range(plan.chunks):
         layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
-        kinds = Counter((is_moe(model, layer), job.recomputed(i)) for i, layer in enumerate(layers))
+        kinds = Counter((loads[layer], job.recomputed(i)) for i, layer in enumerate(layers))
         own = sum(n * layer_activations(plan, ways[how], routed) for (routed, how), n in kinds.items())
         late = sum(n * weight_gradient_inputs(plan, job, routed) for (routed, _), n in kinds.items())
         if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
@@ -116,10 +128,12 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
         kept.append(own)
         pending.append(late)
         again.append(max((_recomputed(plan, ways[how], routed) for routed, how in kinds), default=0.0))
+    gathered = {kind: _gathered(plan, job, backward=kind == "B") for kind in ("F", "B")}
     return max(
         sum(n * size for n, size in zip(held.activations, kept, strict=True))
         + sum(n * size for n, size in zip(held.pending, pending, strict=True))
         + (again[held.chunk] if held.kind == "B" else 0.0)
+        + gathered.get(held.kind, 0.0)
         for held in holdings(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
     )
 
@@ -132,10 +146,10 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     the group that holds the same parameters. Activations: at the fullest moment of the schedule.
     """
     model, stack = job.model, job.software
-    local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
+    local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert, plan.expert_tensor)
     level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
     parameters = gradients = optimizer = 0.0
-    of_experts = plan.expert_group if plan.expert > 1 else plan.sharding_group
+    of_experts = plan.expert_group if plan.experts_apart else plan.sharding_group
     for count, group in ((local.dense, plan.sharding_group), (local.experts, of_experts)):
         parameters += _WEIGHT * count / (group if level >= 3 else 1)
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)

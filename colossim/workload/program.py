@@ -12,7 +12,9 @@ from typing import Literal
 from colossim.workload.kernels import Flash, Gemm, Kernel
 from colossim.workload.schedule import Kind
 
-ChannelName = Literal["tensor", "context", "expert", "data", "data_shards", "data_replicas", "expert_data", "embedding"]
+ChannelName = Literal[
+    "tensor", "context", "expert", "expert_tensor", "data", "data_shards", "data_replicas", "expert_data", "embedding"
+]  # fmt: skip
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "shift"]
 Direction = Literal["forward", "backward"]
 

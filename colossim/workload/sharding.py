@@ -59,7 +59,7 @@ class Sharding:
     def groups(self) -> dict[ChannelName, int]:
         """Ranks of each channel that holds the same parameters."""
         # Experts that aren't split are replicated like everything else.
-        experts = self.plan.expert_group if self.plan.expert > 1 else 1
+        experts = self.plan.expert_group if self.plan.experts_apart else 1
         return {"data": self.plan.replica_group, "expert_data": experts}
 
     @property
@@ -77,7 +77,7 @@ class Sharding:
 
     def by_channel(self, local: Stage) -> tuple[tuple[ChannelName, float], ...]:
         """Local parameters by the channel that holds the same ones."""
-        if self.plan.expert == 1:
+        if not self.plan.experts_apart:
             return (("data", local.dense + local.experts),)
         return (("data", local.dense), ("expert_data", local.experts))
 
@@ -98,7 +98,8 @@ class Sharding:
         for chunk in reversed(range(plan.chunks)):
             layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
             for i in reversed(range(len(layers))):
-                for channel, parameters in self.by_channel(local_layer(model, layers[i], plan.tensor, plan.expert)):
+                local = local_layer(model, layers[i], plan.tensor, plan.expert, plan.expert_tensor)
+                for channel, parameters in self.by_channel(local):
                     ready[channel] += parameters
                     flush(channel, (chunk, i), self._limit(channel) * (1 - 1e-12))
             if chunk == 0:
@@ -195,7 +196,8 @@ class Sharding:
 
     def _layer_gathers(self, routed: bool, index: int) -> list[tuple[Collective, str]]:
         model = self.job.model
-        local = local_layer(model, model.layers - 1 if routed else 0, self.plan.tensor, self.plan.expert)
+        plan, index_of_kind = self.plan, model.layers - 1 if routed else 0
+        local = local_layer(model, index_of_kind, plan.tensor, plan.expert, plan.expert_tensor)
         slot = index % (self.job.software.prefetch + 1)
         return [
             (Collective(self._within(channel), "all_gather", WIDTH * parameters), f"{channel} parameters {slot}")
@@ -232,7 +234,9 @@ class Sharding:
     def epilogue(self, stage: int, buckets: list[Bucket]) -> tuple[Op, ...]:
         """What is left of the gradients, the optimizer, and the parameters if nothing can hide their gather."""
         plan, job = self.plan, self.job
-        local = stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
+        local = stage_parameters(
+            job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert, plan.expert_tensor
+        )
         parts = [(channel, n) for channel, n in self.by_channel(local) if n]
         ops: list[Op] = []
         if job.overlap.data:

@@ -170,13 +170,17 @@ def chunk_layers(pipeline: int, layers: tuple[int, ...], stage: int, chunk: int)
     return range(first, first + layers[slot])
 
 
-def local_layer(model: Model, index: int, tensor: int, expert: int) -> Stage:
-    """Parameters of one layer on one rank. More tensor ranks than key/value heads have whole ones, repeated."""
+def local_layer(model: Model, index: int, tensor: int, expert: int, expert_tensor: int | None = None) -> Stage:
+    """Parameters of one layer on one rank. More tensor ranks than key/value heads have whole ones, repeated.
+
+    expert_tensor: ranks that share an expert; `tensor` when absent.
+    """
     x = layer(model, index)
     local_experts = model.experts / expert if x.expert else 0.0
     repeated = max(1.0, model.kv_heads / tensor) - model.kv_heads / tensor
     heads = 2 * repeated * model.head_size * (model.hidden + model.biases)
-    return Stage((x.attention + x.mlp) / tensor + heads + x.router + x.norms, x.expert * local_experts / tensor)
+    dense = (x.attention + x.mlp) / tensor + heads + x.router + x.norms
+    return Stage(dense, x.expert * local_experts / (expert_tensor or tensor))
 
 
 def local_ends(model: Model, tensor: int, *, first: bool, last: bool, pipeline: int) -> float:
@@ -190,14 +194,20 @@ def local_ends(model: Model, tensor: int, *, first: bool, last: bool, pipeline: 
 
 
 def stage_parameters(
-    model: Model, pipeline: int, layers: tuple[int, ...], stage: int, tensor: int, expert: int
+    model: Model,
+    pipeline: int,
+    layers: tuple[int, ...],
+    stage: int,
+    tensor: int,
+    expert: int,
+    expert_tensor: int | None = None,
 ) -> Stage:
     """Parameters of one rank of a stage. layers: (p v,) of each chunk in the order of the model."""
     dense = local_ends(model, tensor, first=stage == 0, last=stage == pipeline - 1, pipeline=pipeline)
     experts = 0.0
     for chunk in range(len(layers) // pipeline):
         for index in chunk_layers(pipeline, layers, stage, chunk):
-            local = local_layer(model, index, tensor, expert)
+            local = local_layer(model, index, tensor, expert, expert_tensor)
             dense += local.dense
             experts += local.experts
     return Stage(dense, experts)
