@@ -309,7 +309,7 @@ def test_an_all_to_all_without_relays_is_the_fluid(nodes, q, over):
         assert run.seconds == pytest.approx(closed, rel=1e-12), "the fullest link is a bundle; all its messages are far"
 
 
-@pytest.mark.parametrize(("nodes", "q"), [(2, 8), (4, 8), (8, 8), (4, 4), (8, 1)])
+@pytest.mark.parametrize(("nodes", "q"), [(2, 8), (4, 8), pytest.param(8, 8, marks=pytest.mark.slow), (4, 4), (8, 1)])
 @pytest.mark.parametrize("message", [0.04 * MB, 4 * MB])
 def test_relays_of_an_all_to_all_are_exposed_until_the_nic_has_work(nodes, q, message):
     """PXN: of the n - q messages that leave by a NIC the N - 1 of its own rail go at once, the others after NVLink.

@@ -141,7 +141,7 @@ STEPS = {
         (*ONE_STAGE, "cluster.nodes=[{type: hgx-h100, count: 1}, {type: hgx-h200, count: 1}]", f"{PAR}.tensor=4"),
     ),
 }
-LONG = {"stages of two pods"}
+LONG = {"stages of two pods", "trees", "pat", "a fat tree", "replicas on eight nodes"}
 #: Where groups that aren't alike meet on narrow bundles, nothing but their bytes bounds it, which says little. Measured: 0.2 %.
 MEASURED = {"scattered over a narrow spine": 0.004}
 

@@ -56,6 +56,7 @@ def test_more_flows_collide_less():
     assert shares == pytest.approx([0.446, 0.610, 0.764, 0.878, 0.945], abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_step_loses_less_than_the_fabric():
     """The permutation loses 39 % of its rate. A step waits for its slowest flows, but spends most of its time elsewhere."""
     adaptive, ecmp, static = (

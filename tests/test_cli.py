@@ -481,6 +481,7 @@ def test_progress_and_notes_stay_out_of_the_result(tmp_path):
     assert err.splitlines()[-1] == f"written to {tmp_path / 'run'}"
 
 
+@pytest.mark.slow
 def test_many_cases_write_a_folder_each_with_the_numbers_of_the_table(cli, tmp_path):
     code, out, _ = cli("run", "colossus-200k", "--no-plots", "--json", "--out", tmp_path / "out")
     assert code == 0

@@ -89,6 +89,7 @@ def test_two_flows_on_one_link_move_at_half_its_rate():
     assert rates.min() == pytest.approx(line / load.max())
 
 
+@pytest.mark.slow
 def test_more_queue_pairs_collide_less():
     """A step over 1, 4 and 16 queue pairs a flow, mean of five seeds: each is faster than the one before."""
     steps = [

@@ -225,6 +225,7 @@ def classes(name, *changes):
     return int(refine(setup_.traffic).rank.max()) + 1
 
 
+@pytest.mark.slow
 def test_class_counts_of_known_jobs():
     """A fold that only splits stays equal, so the counts are held, too."""
     assert classes("colossus-100k") == 8, "one a stage"
@@ -255,6 +256,7 @@ def test_which_of_equal_nodes_is_slow_changes_nothing():
     assert len(times) == 1
 
 
+@pytest.mark.slow
 def test_stopping_the_refinement_early_is_wrong():
     """One round of signatures gives wrong times or a deadlock in some of the same cases."""
     wrong = 0

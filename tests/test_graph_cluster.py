@@ -101,6 +101,7 @@ def test_folded_equals_unfolded_on_irregular_graphs(seed):
     agree(random_scenario(seed, *irregular(seed)))
 
 
+@pytest.mark.slow
 def test_the_random_graphs_are_worth_their_name():
     """Enough of them fold, wait for links of the graph, carry parts of messages, and have trees and all-to-alls on them."""
     count = dict.fromkeys(("halves", "tight", "parts", "trees", "all to all"), 0)
@@ -157,6 +158,7 @@ def two_pairs(more):
     return graph
 
 
+@pytest.mark.slow
 def test_parts_that_differ_by_little_are_not_alike():
     """Nothing but the parts tells the pairs apart: a fold that rounds them to 2^-20 plays both at one pace, 1e-7 off."""
     changes = ["cluster.nodes.0.count=4", "job.parallelism={tensor: 16, sequence: true, data: 2}"]

@@ -282,6 +282,7 @@ def test_leaves_that_are_cut_off_are_named(policy):
         send(built, np.append(src, 1), np.append(dst, 16 + 2), policy=policy, alive=alive)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.floats(0.5, 0.98), st.sampled_from([2, 3, 4]), st.sampled_from(["ecmp", "static"]))
 def test_paths_are_alive_if_any_is(seed, share, tiers, policy):

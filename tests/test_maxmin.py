@@ -100,6 +100,7 @@ def networks(draw):
     return rows, capacity, cap
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(networks())
 def test_no_link_over_capacity_and_every_flow_has_a_bottleneck(case):

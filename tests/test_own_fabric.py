@@ -85,6 +85,7 @@ def graphs(draw):
     return graph
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(graphs(), st.booleans(), st.sampled_from([None, "far"]))
 def test_spread_is_what_all_shortest_paths_add_up_to(graph, relay, weight):

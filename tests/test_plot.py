@@ -363,6 +363,7 @@ def test_a_topology_needs_no_pyplot():
     )
 
 
+@pytest.mark.slow
 def test_plots_draw_into_a_users_subplots():
     """As in a notebook: pyplot makes the grid, each panel gets a plot, nothing is opened beside it."""
     run(

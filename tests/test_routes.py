@@ -120,6 +120,7 @@ def links_of(cluster, level, exit_gpu, dst):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(cases())
 def test_every_route_is_the_shortest_path(case):

@@ -56,6 +56,11 @@ def forget():
 #: Those that take several seconds.
 LONG = {
     "spectrum-x-claim: step, ecmp, 16 queue pairs",
+    "spectrum-x-claim: step, ecmp",
+    "spectrum-x-claim: step, static",
+    "meta-350k",
+    "colossus-200k: mixed",
+    "colossus-200k: h100-only",
     "million-gpus",
     *(key for key in VARIANTS if key.startswith(("korthikanti-2022: 530B", "korthikanti-2022: 1T"))),
 }
