@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -40,13 +41,14 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """A measured step. configuration: rows of one are near-duplicates of each other."""
+    """A measured step. configuration: rows of one are near-duplicates of each other.  fits: else it is predicted only."""
 
     source: str
     case: str
     scenario: Scenario
     measured: float
     configuration: tuple[Any, ...]
+    fits: bool = True
 
     @property
     def cell(self) -> tuple[int, int, int]:
@@ -89,7 +91,7 @@ def row_of(source: str, case: str, scenario: Scenario, measured: Measured) -> Ro
     shape = (job.model.hidden, job.model.ffn, job.model.experts, job.sequence_length)
     cut = (job.parallelism.tensor, job.parallelism.context, job.micro_batch)
     key = (source, gpu, job.software.name, *shape, *cut, job.precision, job.recompute)
-    return Row(source, case, scenario, measured.step_time, key)
+    return Row(source, case, scenario, measured.step_time, key, measured.fits)
 
 
 def predict(task: tuple[Scenario, dict[Constant, float]]) -> float:
@@ -111,12 +113,17 @@ def fit(
 
     pool: plays rows side by side.  rounds: of steps towards the best fit.  calibrated: begins at what an earlier fit found,
     not at what the entries say, and believes in that.
-    Raises ValueError if there are fewer configurations than constants.
+    Raises ValueError if there are fewer configurations than constants, or none to learn from.
     """
-    used = tuple(c for c in constants if any(touches(c, row.scenario) for row in rows))
-    configurations = {row.configuration for row in rows}
+    counted = [row for row in rows if row.fits]
+    if constants and not counted:
+        raise ValueError(f"a fit may learn from none of {len(rows)} rows (measured.fits)")
+    used = tuple(c for c in constants if any(touches(c, row.scenario) for row in counted))
+    configurations = {row.configuration for row in counted}
     if len(configurations) < len(used):
-        raise ValueError(f"{len(rows)} rows of {len(configurations)} configurations can't tell {len(used)} constants")
+        raise ValueError(
+            f"{len(counted)} rows of {len(configurations)} configurations can't tell {len(used)} constants"
+        )
     problem = _Problem(tuple(rows), used, pool, progress, calibrated)
     return problem.solve(rounds)
 
@@ -141,6 +148,7 @@ class _Problem:
         sources = [self.rows[i].source for i in self.first]
         many = np.array([sources.count(row.source) for row in self.rows])
         self.weight = 1.0 / np.sqrt(np.bincount(self.of)[self.of] * np.sqrt(many))
+        self.weight *= np.array([row.fits for row in self.rows])
 
     # -- playing -----------------------------------------------------------------------------------------------------
     def _values(self, logs: Floats) -> dict[Constant, float]:
@@ -167,7 +175,7 @@ class _Problem:
         # Away from the upper bound, where a constant may count no more (what is sustained never passes the benchmark).
         step = np.where(logs + 2 * STEP > np.log([c.high for c in self.constants]), -STEP, STEP)
         for k, i in enumerate(self.first):
-            for c in np.flatnonzero(self.touch[i]).tolist():
+            for c in np.flatnonzero(self.touch[i] & self.rows[i].fits).tolist():
                 moved = logs.copy()
                 moved[c] += step[c]
                 tasks.append((i, moved))
@@ -294,10 +302,10 @@ def bands(fitted: Fit) -> list[dict[str, Any]]:
 
 def catalogue_text(fitted: Fit) -> str:
     """A catalogue file, with what it was fitted on."""
-    by_source = {source: sum(row.source == source for row in fitted.rows) for source in scores(fitted)}
+    by_source = Counter(row.source for row in fitted.rows if row.fits)
     rows = ", ".join(f"{source} ({count})" for source, count in by_source.items())
     head = textwrap.fill(
-        f"Written by `colossim calibrate`, fitted on {len(fitted.rows)} measured steps: {rows}.",
+        f"Written by `colossim calibrate`, fitted on {by_source.total()} measured steps: {rows}.",
         width=128, initial_indent="# ", subsequent_indent="# ",
     )  # fmt: skip
     return f"{head}\n{yaml.safe_dump(entries(fitted), sort_keys=False, width=128)}"

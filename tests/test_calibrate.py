@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -15,7 +16,7 @@ from colossim.constants import Constant, shipped_constants, touches, value_of, w
 from colossim.result.confidence import error_band, said
 from colossim.scenario.derive import derive
 from colossim.scenario.schema import Measured
-from colossim.validation import Run
+from colossim.validation import Run, published
 
 MEMORY = Constant("gpus", "H100", ("memory_efficiency",), 0.5, 0.95, 0.2)
 OVERLAP = Constant("software", "megatron-2024", ("overlap.compute", "overlap.transfer"), 0.01, 2.0, 0.5)
@@ -86,6 +87,19 @@ def test_an_outlier_counts_less_than_its_square(line):
     rows = [of(hidden(size), size / 0.7, size) for size in range(1024, 1024 * 20, 1024)]
     rows.append(of(hidden(1024 * 30), 2 * 1024 * 30 / 0.7, 30))
     assert fit(rows, [MEMORY]).value[0] == pytest.approx(0.7, rel=1e-2)
+
+
+def test_rows_that_are_partly_assumed_are_predicted_only(line):
+    """A row of which a fit may not learn moves nothing, and has its errors before, after and while left out like the others."""
+    wide = Constant("gpus", "H100", ("memory_efficiency",), 0.5, 0.95, 100.0)
+    told = [of(hidden(size), size / 0.6, size) for size in (1024, 2048)]
+    other = dataclasses.replace(of(hidden(4096), 4096 / 0.9, 3), fits=False)
+    alone, both = fit(told, [wide]), fit([*told, other], [wide])
+    assert both.value == pytest.approx(alone.value)
+    assert both.after[2] == pytest.approx(0.9 / 0.6 - 1, rel=1e-2)
+    assert both.left_out[2] == pytest.approx(both.after[2], rel=1e-2)
+    with pytest.raises(ValueError, match=r"learn from none of 1 rows"):
+        fit([other], [wide])
 
 
 def test_near_duplicates_count_once(line):
@@ -162,3 +176,16 @@ def test_beyond_what_was_published_it_says_so():
 def test_lineage_ends():
     assert catalog.lineage("gpus", "H200") == ("H200", "H100")
     assert catalog.lineage("gpus", "of my own") == ("of my own",)
+
+
+@pytest.mark.slow
+def test_what_ships_is_what_the_fit_finds():
+    """With all else as it ships, a fit that begins at the entries finds the constants of three stacks again; that of all
+    constants together (`python -m calibration.steps`) takes minutes."""
+    stacks = {"fsdp-2025": "torchtitan-a100", "internevo": "internevo", "mosaic-llm-foundry": "llm-foundry-a100"}
+    constants = [c for c in shipped_constants() if c.entry in stacks]
+    found = fit(rows_of([run for source in stacks.values() for run in published(source)]), constants)
+    assert len(found.constants) == 3
+    for constant, value in zip(found.constants, found.value, strict=True):
+        assert value == pytest.approx(value_of(constant), rel=0.02), constant.name
+        assert value_of(constant) != value_of(constant, calibrated=False)

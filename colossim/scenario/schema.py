@@ -250,6 +250,9 @@ class Measured(Facts):
     printed: str = Field(default="", description="what the source prints, where the figures above follow from it")
     source: str = Field(default="", description="where it was published; the scenario's `sources` when absent")
     flag: str = Field(default="", description="why the row is to be distrusted, if it is")
+    fits: bool = Field(
+        default=True, description="whether a calibration may learn from it: false where part of what was run is assumed"
+    )
 
 
 class Case(Facts):
