@@ -35,20 +35,30 @@ class LayerOps(ContextOps):
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
     def _tensor(
-        self, operation: Operation, tokens: float, width: float = WIDTH, *, for_weights: bool = False
+        self,
+        operation: Operation,
+        tokens: float,
+        width: float = WIDTH,
+        *,
+        for_weights: bool = False,
+        beside: bool = True,
     ) -> list[Op]:
-        """A collective over `tokens` hidden vectors, hidden in part if the job overlaps them with products."""
+        """A collective over `tokens` hidden vectors, hidden in part if the job overlaps them with products.
+
+        beside: whether a product of TransformerEngine's is there to hide it: those of attention and the dense MLP have user
+        buffers, the embedding, the head and what experts' dispatchers gather and scatter have none.
+        """
         if self.plan.tensor == 1:
             return []
-        hidden = self.job.software.tensor_overlap if self.job.overlap.tensor else 0.0
+        hidden = self.job.software.tensor_overlap if self.job.overlap.tensor and beside else 0.0
         size = width * tokens * self.job.model.hidden
         return [Collective("tensor", operation, size, hidden, for_weights)]
 
     def _gather(self, tokens: float, *, for_weights: bool = False) -> list[Op]:
-        return self._tensor("all_gather", tokens, for_weights=for_weights) if self.sequence else []
+        return self._tensor("all_gather", tokens, for_weights=for_weights, beside=False) if self.sequence else []
 
-    def _combine(self, tokens: float) -> list[Op]:
-        return self._tensor("reduce_scatter" if self.sequence else "all_reduce", tokens)
+    def _combine(self, tokens: float, *, beside: bool = True) -> list[Op]:
+        return self._tensor("reduce_scatter" if self.sequence else "all_reduce", tokens, beside=beside)
 
     def _gather_input(self, *, for_weights: bool = False) -> list[Op]:
         """The input of a column-parallel product, or the output's gradient of a row-parallel one.
@@ -131,7 +141,7 @@ class LayerOps(ContextOps):
     def _shared_tokens(self, tokens: float, *, back: bool) -> list[Op]:
         """Behind an all-to-all the ranks that share an expert gather their tokens, and scatter their sums again (`back`)."""
         if self.plan.expert_tensor == self.plan.tensor:
-            return self._combine(tokens) if back else self._gather(tokens)
+            return self._combine(tokens, beside=False) if back else self._gather(tokens)
         operation: Operation = "reduce_scatter" if back else "all_gather"
         size = WIDTH * tokens * self.job.model.hidden
         return [Collective("expert_tensor", operation, size)] if self.plan.expert_tensor > 1 else []
@@ -196,7 +206,7 @@ class LayerOps(ContextOps):
     def embedding_forward(self) -> list[Op]:
         """Looking tokens up reads and writes a hidden vector each; the tensor group sums its shares of the vocabulary."""
         T, h = self.tokens, float(self.job.model.hidden)
-        return [_compute(self._stream(2 * WIDTH * T * h)), *self._combine(T)]
+        return [_compute(self._stream(2 * WIDTH * T * h)), *self._combine(T, beside=False)]
 
     def embedding_backward(self) -> list[Op]:
         T, h = self.tokens, float(self.job.model.hidden)
@@ -227,7 +237,7 @@ class LayerOps(ContextOps):
             _compute(loss),
             *self._gather(T, for_weights=True),
             _compute(*self.gradient_products(T, share, h, half=True)),
-            *self._combine(T),
+            *self._combine(T, beside=False),
             _compute(self._last_norm(backward=True)),
         ]
 
