@@ -126,8 +126,8 @@ def test_quantities_are_si_floats():
 
 
 def test_the_overlap_of_megatron_costs_what_was_measured():
-    """A stand-alone second of traffic costs (1+y) x/(1+x) seconds of compute: 0.35 on H100."""
-    overlap = load("software", "megatron-2024").overlap
+    """A stand-alone second of traffic costs (1+y) x/(1+x) seconds of compute: 0.35 on H100, before any fit of ours."""
+    overlap = load("software", "megatron-2024", calibrated=False).overlap
     assert (1 + overlap.transfer) * overlap.compute / (1 + overlap.compute) == pytest.approx(0.35)
 
 

@@ -150,8 +150,8 @@ def test_a_flat_ring_over_nodes_of_equal_edges_is_its_closed_form(overlap):
 
 
 SHAPES = [
-    *[(2, 8), (8, 1), (4, 4), (2, 4), (2, 2), (4, 2), (8, 2)],
-    *[pytest.param(nodes, q, marks=pytest.mark.slow) for nodes, q in ((4, 8), (8, 4), (8, 8))],
+    *[(2, 8), (8, 1), (4, 4), (2, 4), (2, 2), (4, 2)],
+    *[pytest.param(nodes, q, marks=pytest.mark.slow) for nodes, q in ((8, 2), (4, 8), (8, 4), (8, 8))],
 ]
 
 

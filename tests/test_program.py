@@ -97,13 +97,17 @@ def test_the_ends_of_the_model_meet_their_tensor_group():
 
 
 def test_overlap_hides_the_stacks_part_of_tensor_collectives():
-    """megatron-2024 hides 80 %, and only of the tensor group's."""
-    for overlap, hidden in (("true", 0.8), ("false", 0.0)):
-        _, job, found = programs("grok2-15k", f"job.overlap.tensor={overlap}")
-        assert job.software.tensor_overlap == 0.8
+    """A stack hides its part of the tensor group's collectives beside products of attention and the dense MLP: two gathers and
+    two scatters a layer. Those of experts' dispatch, and all others, show."""
+    for overlap, hidden in (("true", 0.75), ("false", 0.0)):
+        plan, job, found = programs("grok2-15k", f"job.overlap.tensor={overlap}", "job.software.tensor_overlap=75 %")
         ops = body(found[1], "F", 0)
-        assert {c.hidden for c in collectives(ops, "tensor")} == {hidden}
+        layers = job.model.layers // plan.pipeline // plan.chunks
+        by_part = Counter(c.hidden for c in collectives(ops, "tensor"))
+        assert by_part == ({0.75: 4 * layers, 0.0: 2 * layers} if hidden else {0.0: 6 * layers})
         assert {c.hidden for c in collectives(ops, "expert")} == {0.0}
+    _, _, found = programs("two-pods", *ONE_CHUNK)
+    assert collectives(body(found[0], "F", 0), "tensor")[0].hidden == 0, "the embedding's sum"
 
 
 def test_groups_of_one_say_nothing():
