@@ -14,6 +14,7 @@ import numpy as np
 
 from colossim.maxmin import Rows, fill
 
+Array = np.ndarray[Any, Any]
 NETWORKS = (4_096, 16_384, 98_304)
 WAYS = 64
 
@@ -33,13 +34,7 @@ def permutation(nics: int, rng: np.random.Generator) -> tuple[np.ndarray[Any, An
     return who, where, np.ones(where.size), np.ones(6 * nics), np.full(nics, np.inf)
 
 
-def one_level_a_round(
-    who: np.ndarray[Any, Any],
-    where: np.ndarray[Any, Any],
-    weight: np.ndarray[Any, Any],
-    capacity: np.ndarray[Any, Any],
-    cap: np.ndarray[Any, Any],
-) -> tuple[np.ndarray[Any, Any], int]:
+def one_level_a_round(who: Array, where: Array, weight: Array, capacity: Array, cap: Array) -> tuple[Array, int]:
     """Progressive filling as in the textbook: the rates, and the rounds."""
     rate, running, left, rounds = np.zeros(cap.size), np.ones(cap.size, dtype=bool), capacity.copy(), 0
     while running.any():
@@ -58,13 +53,7 @@ def one_level_a_round(
     return rate, rounds
 
 
-def many_levels_a_round(
-    who: np.ndarray[Any, Any],
-    where: np.ndarray[Any, Any],
-    weight: np.ndarray[Any, Any],
-    capacity: np.ndarray[Any, Any],
-    cap: np.ndarray[Any, Any],
-) -> tuple[np.ndarray[Any, Any], int]:
+def many_levels_a_round(who: Array, where: Array, weight: Array, capacity: Array, cap: Array) -> tuple[Array, int]:
     return fill([Rows.of(who, where, weight, cap)], capacity)
 
 

@@ -359,6 +359,19 @@ PATTERNS = {
 }
 
 
+def random_groups():
+    """(seed, cluster, members): some GPUs at equal strides, of which two at least are in the cluster."""
+    for seed in range(250):
+        draw = random.Random(seed)
+        built = random_cluster(draw)
+        n, stride = draw.choice([2, 3, 4, 6, 8, 18]), draw.choice([1, 2, 3, 4, 6, 8, 9, 16])
+        start = draw.randrange(max(1, built.gpus - stride * (n - 1)))
+        members = [gpu for gpu in range(start, start + stride * n, stride) if gpu < built.gpus]
+        if len(members) < 2:
+            continue
+        yield seed, built, members
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_any_members_by_messages(name):
     """Strides that leave a node by other rails than they enter the next, trays, nodes of 8 and 72, groups that straddle.
@@ -368,14 +381,7 @@ def test_any_members_by_messages(name):
     """
     build, edges_of = PATTERNS[name]
     wrong = []
-    for seed in range(250):
-        draw = random.Random(seed)
-        built = random_cluster(draw)
-        n, stride = draw.choice([2, 3, 4, 6, 8, 18]), draw.choice([1, 2, 3, 4, 6, 8, 9, 16])
-        start = draw.randrange(max(1, built.gpus - stride * (n - 1)))
-        members = [gpu for gpu in range(start, start + stride * n, stride) if gpu < built.gpus]
-        if len(members) < 2:
-            continue
+    for seed, built, members in random_groups():
         found = build(built, np.array([members]))
         expected, feeds = by_messages(built, edges_of(members))
         total = Counter()
@@ -398,14 +404,7 @@ def test_node_limited_routing_of_any_members_by_messages():
     """As above: to each other node one message for all its members, to the one at the sender's own place, of d/k a copy, d the
     nodes a token goes to; there, and in the own node, every other member gets its copy over NVLink."""
     sent = 0
-    for seed in range(250):
-        draw = random.Random(seed)
-        built = random_cluster(draw)
-        n, stride = draw.choice([2, 3, 4, 6, 8, 18]), draw.choice([1, 2, 3, 4, 6, 8, 9, 16])
-        start = draw.randrange(max(1, built.gpus - stride * (n - 1)))
-        members = [gpu for gpu in range(start, start + stride * n, stride) if gpu < built.gpus]
-        if len(members) < 2:
-            continue
+    for seed, built, members in random_groups():
         found = dispatch.node_limited(built, np.array([members]), LIMIT)
         nodes = {}
         for gpu in members:
