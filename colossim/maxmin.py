@@ -78,19 +78,20 @@ def max_min(who: Ints, where: Ints, weight: Floats, capacity: Floats, cap: Float
 def fill(parts: Sequence[Rows], capacity: Floats) -> tuple[Floats, int]:
     """The rates of `max_min` of several parts' flows, in their order, and in how many rounds they were found."""
     rate = np.concatenate([part.cap for part in parts])
-    left = np.maximum(np.asarray(capacity, dtype=np.float64), 0.0)
-    kept: list[tuple[Ints, ...]] = [(part.who, part.where, part.weight) for part in parts]
-    if np.isfinite(rate).any():
-        # A link that isn't full even with all its flows at their own limits never holds one back.
-        most = np.zeros(left.size)
-        for part in parts:
-            links, load = part.most
-            most[links] += load
-        full = most > left
-        rows = [np.flatnonzero(full.take(where)) for _, where, _ in kept]
-        kept = [
-            (who.take(r), where.take(r), weight.take(r)) for (who, where, weight), r in zip(kept, rows, strict=True)
-        ]
+    left = np.asarray(capacity, dtype=np.float64)
+    # A link that isn't full even with all its flows at their own limits never holds one back.
+    most = np.zeros(left.size)
+    for part in parts:
+        links, load = part.most
+        most[links] += load
+    full = most > left
+    left = np.maximum(left.compress(full), 0.0)
+    number = np.cumsum(full, dtype=np.intp) - 1
+    rows = [np.flatnonzero(full.take(part.where)) for part in parts]
+    kept = [
+        (part.who.take(r), number.take(part.where.take(r)), part.weight.take(r))
+        for part, r in zip(parts, rows, strict=True)
+    ]
     first = accumulate([part.cap.size for part in parts], initial=0)
     who = np.concatenate([own + before for (own, _, _), before in zip(kept, first, strict=False)])
     where, weight = (np.concatenate([arrays[which] for arrays in kept]) for which in (1, 2))
@@ -131,12 +132,14 @@ def fill_columns(
         for own in fair:
             np.minimum(level[: own.size], own, out=level[: own.size])
         bound = level * (1 + TIE)
-        lowest = [np.flatnonzero(own <= bound[: own.size]) for own in fair]
-        held = _joined(lowest)
-        link = where.take(_rows(lowest, sizes))
-        ready = np.bincount(link, minlength=left.size) == np.bincount(where, minlength=left.size)
+        # Rows in which a link is the lowest of its flow, and then those of links that are it for all of theirs.
+        held = np.concatenate([own <= bound[: own.size] for own in fair])
+        waits = np.zeros(left.size, dtype=bool)
+        waits[where.compress(~held)] = True
+        held &= ~waits.take(where)
         frozen = limit <= bound
-        frozen[held.compress(ready.take(link))] = True
+        for own in _split(held, sizes):
+            frozen[: own.size] |= own
         gone, stays = np.flatnonzero(frozen), np.flatnonzero(~frozen)
         rate[flow.take(gone)] = level.take(gone)
         if not stays.size:
