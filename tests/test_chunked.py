@@ -19,13 +19,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import simpy
 
 from colossim import chunks, patterns, trees
 from colossim.chunks import collective_messages
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, build_cluster
 from colossim.collective import PASSES, Library, MessageCost
 from colossim.engine.chunked import Row, pipeline_rows, play_collective, play_messages, shape_of
+from colossim.engine.clock import Clock
 from colossim.engine.network import Activity, Network
 from colossim.messages import SWITCH
 from colossim.nccl import PAT_OVERLAP, PAT_RANK
@@ -67,7 +67,7 @@ def strided(nodes, q, first=0):
 def fluid(cluster, groups, operation, size, algorithm):
     """s until each group has ended: its footprint as one activity on the same network, as the engine plays it."""
     library = Library(cluster.node_types, cluster.fabric.link)
-    env = simpy.Environment()
+    env = Clock()
     network = Network(env, cluster.capacity().tolist())
     activities = []
     for gpus in [groups] if np.ndim(groups[0]) == 0 else groups:

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colossim.engine.clock import Clock
 from colossim.engine.network import Activity, Network
 from colossim.maxmin import max_min
 
@@ -27,7 +27,7 @@ class Log:
 
 def play(capacity, transfers):
     """transfers: (start, latency, size, cap, links). Returns the end of each."""
-    env = simpy.Environment()
+    env = Clock()
     network = Network(env, capacity)
     log = Log(env)
     activities = []
@@ -136,7 +136,7 @@ def test_both_fillings_equal_bisection(case):
     arrays = max_min(who, where, weight, np.array(capacity), np.array(cap))
     assert list(arrays) == pytest.approx(expected, rel=1e-9)
 
-    network = Network(simpy.Environment(), capacity)
+    network = Network(Clock(), capacity)
     component = []
     for flow in range(len(cap)):
         component.append(Activity(tuple((link, w) for f, link, w in rows if f == flow), 1.0, cap[flow]))

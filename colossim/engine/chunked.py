@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import simpy
 
 from colossim.chunks import by_node, collective_messages
 from colossim.cluster import Cluster
 from colossim.collective import Library, MessageCost
+from colossim.engine.clock import Clock
 from colossim.engine.network import Network
 from colossim.engine.script import Ground, Limits, Message, Play, Script
 from colossim.footprint import Floats, Ints, Shape
@@ -103,7 +103,7 @@ def play_messages(
     view), or starts when that one has ended (Hockney's, a message costs latency + bytes/rate of its channel).
     Weight 1 on each link: fair per message. Raises RuntimeError if messages wait for each other in a circle.
     """
-    env = simpy.Environment()
+    env = Clock()
     ground = Ground(cluster, Network(env, cluster.capacity().tolist()), list(range(cluster.links)))
     plays = []
     for messages, pace in zip(groups, paces, strict=True):
@@ -144,7 +144,7 @@ class _Start:
     def __init__(self, play: Play, base: float) -> None:
         self.play = play
         if base > 0:
-            play.network.deadline(base, 0, self)
+            play.network.env.deadline(base, 0, self)
         else:
             play.begin()
 

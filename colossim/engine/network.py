@@ -5,23 +5,20 @@ carries of the whole class, so loads are those of the unfolded network. An activ
 bytes at a rate that changes whenever its neighbours change. All changes of an instant are settled once, at low priority,
 and only the connected component that changed is solved again.
 
-Times come from one heap of deadlines with a single SimPy event for the earliest; a deadline that has been superseded is
-left in the heap and ignored, never interrupted.
+Times are deadlines of the clock, which a change of rate supersedes.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import simpy
 
+from colossim.engine.clock import SAME_INSTANT, Clock
 from colossim.engine.rates import Rates
 from colossim.flows import Pace
 
-#: Deadlines this close (relative to now) are one instant: differences of an ulp must not multiply events.
-_SAME_INSTANT = 1e-13
 #: SimPy orders events of one instant by priority; 0 and 1 are its own.
 _LAST: Any = 2
 
@@ -91,18 +88,14 @@ class Network:
     pace: what flows that routing pins to single paths leave the activities that they belong to.
     """
 
-    def __init__(self, env: simpy.Environment, capacity: Iterable[float], pace: Pace | None = None) -> None:
+    def __init__(self, env: Clock, capacity: Iterable[float], pace: Pace | None = None) -> None:
         self.env = env
+        env.network = self
         self._pace = pace
         self._pinned: dict[Activity, None] = {}
         self._changed = False
         self.capacity = list(capacity)
         self._on: list[dict[Activity, float]] = [{} for _ in self.capacity]
-        self._heap: list[tuple[float, int, int, Any]] = []
-        self._sequence = 0
-        self._wake_at = float("inf")
-        #: times that SimPy has an event for
-        self._timers: set[float] = set()
         self._dirty: dict[Activity, None] = {}
         self._dirty_links: set[int] = set()
         self._settling = self._waking = False
@@ -114,55 +107,17 @@ class Network:
         self._on.append({})
         return len(self.capacity) - 1
 
-    # -- deadlines ---------------------------------------------------------------------------------------------------
-    def deadline(self, when: float, version: int, item: Any) -> None:
-        """Calls item.due(self) at `when`, unless item.version has moved on by then."""
-        self._sequence += 1
-        heapq.heappush(self._heap, (when, self._sequence, version, item))
-        if when < self._wake_at:
-            self._arm(when)
-
-    def _arm(self, when: float) -> None:
-        self._wake_at = when
-        if when in self._timers:
-            return  # one stands from before something earlier came between
-        self._timers.add(when)
-        event = simpy.Event(self.env)
-        event._ok = True
-        event._value = when
-        event.callbacks.append(self._wake)
-        self.env.schedule(event, delay=max(0.0, when - self.env.now))
-
-    def _wake(self, event: simpy.Event) -> None:
-        self._timers.remove(event._value)
-        if event._value != self._wake_at:
-            return  # a stale timer
-        now = self.env.now
-        limit = max(now, self._wake_at) * (1 + _SAME_INSTANT)
-        heap = self._heap
-        self._wake_at = -float("inf")  # one timer for all that is due from here on
+    def wake(self) -> None:
+        """Deadlines of this instant fall due."""
         self._waking = True
-        while heap and heap[0][0] <= limit:
-            _, _, version, item = heapq.heappop(heap)
-            if version == item.version:
-                item.due(self)
+        for item in self.env.due():
+            item.due(self)
         self._waking = False
-        self._wake_at = float("inf")
-        if self._settling and self.env.peek() > self.env.now:
-            self._settle()  # nothing else happens at this instant
-            return
         if self._settling:
-            self._schedule_settling()
-        self._rearm(float("inf"))
-
-    def _rearm(self, standing: float) -> None:
-        """Sets the timer for the earliest deadline, if that is before the one that stands."""
-        heap = self._heap
-        while heap and heap[0][2] != heap[0][3].version:
-            heapq.heappop(heap)
-        self._wake_at = standing
-        if heap and heap[0][0] < standing:
-            self._arm(heap[0][0])
+            if self.env.peek() > self.env.now:
+                self._settle()  # nothing else happens at this instant
+            else:
+                self._schedule_settling()
 
     # -- activities --------------------------------------------------------------------------------------------------
     def start(self, activity: Activity, latency: float) -> None:
@@ -174,7 +129,7 @@ class Network:
         if free and not any(self._on[link] for link, _ in activity.links):
             self._begin_ahead(activity, self.env.now + latency)
         elif latency > 0:
-            self.deadline(self.env.now + latency, activity.version, activity)
+            self.env.deadline(self.env.now + latency, activity.version, activity)
         else:
             activity.due(self)
 
@@ -184,7 +139,7 @@ class Network:
         for link, weight in activity.links:
             self._on[link][activity] = weight
         activity.rate = self._rates.alone(activity)
-        self.deadline(when + activity.remaining / activity.rate, activity.version, activity)
+        self.env.deadline(when + activity.remaining / activity.rate, activity.version, activity)
 
     def _take_back(self, activity: Activity) -> None:
         """Others begin on its links before its latency is over: it begins by an event of its own."""
@@ -195,7 +150,7 @@ class Network:
         activity.began = None
         activity.rate = 0.0
         activity.version += 1
-        self.deadline(when, activity.version, activity)
+        self.env.deadline(when, activity.version, activity)
 
     def begin(self, activity: Activity) -> None:
         now = self.env.now
@@ -263,7 +218,6 @@ class Network:
     # -- rates -------------------------------------------------------------------------------------------------------
     def _settle(self, _: simpy.Event | None = None) -> None:
         self._settling = False
-        standing, self._wake_at = self._wake_at, -float("inf")
         if self._changed:
             self._repace()
         seeds = dict(self._dirty)
@@ -280,9 +234,8 @@ class Network:
             now = self.env.now
             for activity, rate in zip(component, rates, strict=True):
                 # A rate that did not change keeps its deadline: most do not.
-                if abs(rate - activity.rate) > _SAME_INSTANT * rate:
+                if abs(rate - activity.rate) > SAME_INSTANT * rate:
                     self._set_rate(activity, rate, now)
-        self._rearm(standing)
 
     def _component(self, seed: Activity, seen: set[Activity]) -> list[Activity]:
         component = [seed]
@@ -319,4 +272,4 @@ class Network:
             activity.since = now
         activity.rate = rate
         activity.version += 1
-        self.deadline(now + max(0.0, activity.remaining) / rate, activity.version, activity)
+        self.env.deadline(now + max(0.0, activity.remaining) / rate, activity.version, activity)

@@ -182,7 +182,7 @@ class Member:
 
     def _predict(self) -> None:
         self.version += 1
-        self.network.deadline(self.network.env.now + self._left / self._rate(), self.version, self)
+        self.network.env.deadline(self.network.env.now + self._left / self._rate(), self.version, self)
 
     def _advance(self) -> None:
         now = self.network.env.now

@@ -13,6 +13,7 @@ from simpy.core import EmptySchedule
 
 from colossim.collective import Timing
 from colossim.engine.chunked_step import Chunking, Stage
+from colossim.engine.clock import Clock
 from colossim.engine.group import STRAGGLER, Carrier, Communicator, Group
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, Member
@@ -50,7 +51,7 @@ def play(
     quotient is that of the identity partition.  writes: bytes/s that every rank writes to storage beside the step.
     until: gates at which the play ends when all have been passed, though ranks have more to do; none: when nobody has.
     """
-    env = simpy.Environment()
+    env = Clock()
     network = Network(env, (link.capacity for link in quotient.links), pace)
     watched = _watched(quotient)
 
@@ -124,7 +125,7 @@ def play(
         links=_link_uses(quotient, groups, watched, step_time),
         critical=busiest,
         processes=len(members),
-        events=next(env._eid),
+        events=env.events,
         rank_end=np.array([member.end for member in members]),
     )
 
@@ -145,9 +146,7 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _run(
-    env: simpy.Environment, members: list[Member], processes: list[simpy.Process], progress: Progress | None
-) -> None:
+def _run(env: Clock, members: list[Member], processes: list[simpy.Process], progress: Progress | None) -> None:
     """Plays until nothing is left to happen. Raises RuntimeError if some rank class is still waiting then."""
     if progress is None:
         env.run()
