@@ -138,6 +138,6 @@ def _memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
 
 
 def _stage(memory: Memory, capacity: float) -> str:
-    parts = ("parameters", "gradients", "optimizer", "activations", "workspace")
+    parts = ("parameters", "gradients", "optimizer", "activations", "update", "workspace")
     listed = ", ".join(f"{part} {format_size(getattr(memory, part))}" for part in parts)
     return f"{format_size(memory.peak)} of {format_size(capacity)}: {listed}"

@@ -240,7 +240,8 @@ def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
         f"the model doesn't fit: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
         f"{format_size(worst)} more than its {format_size(limit)} (parameters {format_size(memory.parameters)}, gradients "
         f"{format_size(memory.gradients)}, optimizer {format_size(memory.optimizer)}, activations "
-        f"{format_size(memory.activations)}, workspace {format_size(memory.workspace)}). What would fit: {advice}"
+        f"{format_size(memory.activations)}, optimizer's step {format_size(memory.update)}, workspace "
+        f"{format_size(memory.workspace)}). What would fit: {advice}"
     )
 
 
@@ -324,6 +325,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
             "gradients": memory[0].gradients,
             "optimizer": memory[0].optimizer,
             "activations": memory[0].activations,
+            "update": memory[0].update,
             "workspace": memory[0].workspace,
             "peak": memory[0].peak,
             "capacity": memory[1],

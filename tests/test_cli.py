@@ -72,6 +72,7 @@ def test_json_is_one_object_with_the_contracts_keys(cli):
         "gradients",
         "optimizer",
         "activations",
+        "update",
         "workspace",
         "peak",
         "capacity",

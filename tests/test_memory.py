@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import Scenario
+from colossim.validation import published
 from colossim.workload import transformer
 from colossim.workload.memory import (
     fits,
@@ -231,6 +234,39 @@ def test_states_a_parameter_by_zero_level():
         states.append((memory.parameters + memory.gradients + memory.optimizer) / local_of(plan, job, 1).dense)
     layers = job.model.layers // plan.pipeline
     assert states == pytest.approx([18, 6 + 12 / 16, 2 + 16 / 16, 18 / 16 + 4 / layers])
+
+
+@pytest.mark.parametrize(("case", "states"), [("memory-7b-4gpu-tp1-pp4", 30.0), ("memory-7b-6gpu-tp2-pp1-fsdp", 28.0)])
+def test_copies_and_temporaries_of_the_optimizer_stand_at_the_peak(case, states):
+    """2 + 2 + 12 a parameter, the gradients' fp32 copy 4, AdamW's denominator twice 8, ZeRO-1's flattened gradients 2."""
+    plan, job = job_of("internevo", case=case)
+    memory = max(memory_by_stage(plan, job), key=lambda m: m.peak)
+    local = local_of(plan, job, memory.stage).dense / plan.data
+    assert memory.peak - memory.workspace == pytest.approx(states * local)
+    assert memory.activations == 0
+
+
+def test_logits_are_gone_when_a_layer_is_computed_again():
+    """torchtitan, full recompute: 14 bytes a logit beside 32 inputs, more than a layer takes; with fewer logits the layer."""
+    plan, job = job_of("torchtitan-h100-memory", case="llama3-8b-32k-context1")
+    inputs = 32 * 2 * plan.tokens * job.model.hidden
+    loss = 14 * plan.tokens * job.model.vocabulary
+    assert stage_memory(plan, job, 0).activations == pytest.approx(inputs + loss)
+    plan, job = job_of("torchtitan-h100-memory", case="llama3-8b-32k-context1", vocabulary=1024)
+    layer = layer_activations(plan, job.model_copy(update={"recompute": "none"}), 0.0)
+    assert stage_memory(plan, job, 0).activations == pytest.approx(inputs + layer)
+
+
+def test_published_memory():
+    """InternEvo's and torchtitan's jobs: half of them within 5 %, all within 25."""
+    errors = []
+    for run in published():
+        if run.measured.memory is not None:
+            peak = max(m.peak for m in memory_by_stage(derive(run.scenario), run.scenario.job))
+            errors.append(abs(peak / run.measured.memory - 1))
+    assert len(errors) == 18
+    assert median(errors) < 0.05
+    assert max(errors) < 0.25
 
 
 def test_grok_1_in_two_layouts():

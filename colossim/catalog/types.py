@@ -269,6 +269,19 @@ class Software(Entry):
     gradient_bytes: Positive = Field(description="bytes of an accumulated gradient")
     reduce_bytes: Positive = Field(description="bytes of a gradient on the wire")
     optimizer_bytes: Factor = Field(description="bytes of optimizer state a parameter")
+    update_bytes: Factor = Field(
+        default=0.0,
+        description="bytes a parameter that the optimizer's step takes beyond gradients and state: copies of its shard's"
+        " gradients, temporaries of a step in several kernels",
+    )
+    shard_bytes: Factor = Field(
+        default=2.0,
+        description="bytes of a ZeRO-3 shard's parameter beside its optimizer's state; 0 if only gathered ones have 16 bit",
+    )
+    logit_bytes: Factor = Field(
+        default=6.0,
+        description="bytes of a logit that are held at the loss: 16-bit and fp32 ones, what its kernels make of them",
+    )
     bucket_parameters: SomeCount = Field(description="parameters of a gradient bucket, at least")
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")

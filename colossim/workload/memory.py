@@ -20,18 +20,22 @@ _WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU of a stage at the peak of the step."""
+    """Bytes of one GPU of a stage at the peak of the step, which is in its passes or in its optimizer's step.
+
+    update: what that step takes beyond gradients and state, 0 if the peak is in the passes; else activations are 0.
+    """
 
     stage: int
     parameters: float
     gradients: float
     optimizer: float
     activations: float
+    update: float
     workspace: float
 
     @property
     def peak(self) -> float:
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.update + self.workspace
 
 
 def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
@@ -109,25 +113,27 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
     """Bytes of activations at the fullest moment of a stage's passes.
 
     F adds its chunk's and B frees them, with one layer computed again, or its keys and values gathered, at a time; what
-    zero-bubble's W needs stays from B to W. Logits live from the last chunk's F to its B, in fp32 and in 16 bit; their
-    gradient until W.
+    zero-bubble's W needs stays from B to W. Logits live from the last chunk's F to its B, with what the stack's cross
+    entropy makes of them, and are gone when B reaches a layer; their gradient stays until W.
     """
     model = job.model
     loads = [load.fullest if is_moe(model, i) else 0.0 for i, load in enumerate(layer_loads(plan, job))]
     ways = {how: job.model_copy(update={"recompute": how}) for how in (job.recompute, "none")}
-    kept, pending, again = [], [], []
+    kept, pending, again = [], [], []  # a chunk each
     for chunk in range(plan.chunks):
         layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
         kinds = Counter((loads[layer], job.recomputed(i)) for i, layer in enumerate(layers))
         own = sum(n * layer_activations(plan, ways[how], routed) for (routed, how), n in kinds.items())
         late = sum(n * weight_gradient_inputs(plan, job, routed) for (routed, _), n in kinds.items())
+        loss = 0.0
         if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
             logits = plan.tokens * model.vocabulary / plan.tensor
-            own += 6.0 * logits
+            loss = job.software.logit_bytes * logits
             late += 2.0 * logits
-        kept.append(own)
+        kept.append(own + loss)
         pending.append(late)
-        again.append(max((_recomputed(plan, ways[how], routed) for routed, how in kinds), default=0.0))
+        most = max((_recomputed(plan, ways[how], routed) for routed, how in kinds), default=0.0)
+        again.append(max(0.0, most - loss))
     gathered = {kind: _gathered(plan, job, backward=kind == "B") for kind in ("F", "B")}
     return max(
         sum(n * size for n, size in zip(held.activations, kept, strict=True))
@@ -142,25 +148,29 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     """Memory of a GPU of one stage.
 
     States a local parameter: 2 of weight, the stack's accumulated gradient, its optimizer state; ZeRO-1 shards the
-    optimizer, ZeRO-2 the gradients too, ZeRO-3 all (with two layers, and embedding or head, gathered at a time), over
-    the group that holds the same parameters. Activations: at the fullest moment of the schedule.
+    optimizer, ZeRO-2 the gradients too, ZeRO-3 all, over the group that holds the same parameters. The passes add
+    activations at the fullest moment of the schedule, and of ZeRO-3 two layers, and embedding or head, gathered at a time;
+    the optimizer's step adds copies of its shard's gradients and temporaries.
     """
     model, stack = job.model, job.software
     local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert, plan.expert_tensor)
     level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
-    parameters = gradients = optimizer = 0.0
+    parameters = gradients = optimizer = update = gathered = 0.0
     of_experts = plan.expert_group if plan.experts_apart else plan.sharding_group
     for count, group in ((local.dense, plan.sharding_group), (local.experts, of_experts)):
-        parameters += _WEIGHT * count / (group if level >= 3 else 1)
+        parameters += stack.shard_bytes * count / group if level >= 3 else _WEIGHT * count
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
         optimizer += stack.optimizer_bytes * count / (group if level >= 1 else 1)
+        update += stack.update_bytes * count / (group if level >= 1 else 1)
     if level >= 3:
         ends = local_ends(model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
         layers = sum(len(chunk_layers(plan.pipeline, plan.layers, stage, c)) for c in range(plan.chunks))
-        gathered = min(2, layers) / max(1, layers) if job.parallelism.reshard else 1.0
-        parameters += _WEIGHT * (gathered * (local.dense - ends + local.experts) + ends)
+        share = min(2, layers) / max(1, layers) if job.parallelism.reshard else 1.0
+        gathered = _WEIGHT * (share * (local.dense - ends + local.experts) + ends)
     activations = _activations(plan, job, stage)
-    return Memory(stage, parameters, gradients, optimizer, activations, stack.workspace)
+    passes = Memory(stage, parameters + gathered, gradients, optimizer, activations, 0.0, stack.workspace)
+    step = Memory(stage, parameters, gradients, optimizer, 0.0, update, stack.workspace)
+    return max(passes, step, key=lambda moment: moment.peak)
 
 
 def memory_by_stage(plan: Plan, job: JobSpec) -> list[Memory]:
