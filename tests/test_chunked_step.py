@@ -100,7 +100,7 @@ STEPS = {
     ),
     "context": (2, 16, (*ONE_STAGE, f"{PAR}.context=4")),
     "context by all-gather": (2, 16, (*ONE_STAGE, f"{PAR}.context=4", f"{PAR}.context_style=all-gather")),
-    "context by all-to-all": (2, 16, (*ONE_STAGE, f"{PAR}.context=8", f"{PAR}.context_style=ulysses")),
+    "context by all-to-all": (2, 16, (*ONE_STAGE, f"{PAR}.context=4", f"{PAR}.context_style=ulysses")),
     "trees": (4, 16, (*ONE_STAGE, f"{PAR}.tensor=8", f"{PAR}.sharding=none", "job.collectives_algorithm=tree")),
     "hierarchies": (2, 16, (*ONE_STAGE, f"{PAR}.tensor=4", "job.collectives_algorithm=hierarchical")),
     "pat": (4, 16, (*ONE_STAGE, f"{PAR}.tensor=8", "job.collectives_algorithm=pat")),

@@ -16,7 +16,7 @@ from colossim.cli import _run
 from colossim.errors import ScenarioError
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenario_path
-from colossim.validation import validate
+from colossim.validation import predict, published
 
 RESULT_KEYS = {
     "scenario", "gpus", "gpus_in_job", "nodes", "seed", "version", "step_time_s", "step_time_p99_s", "tokens_per_s",
@@ -266,8 +266,9 @@ def test_ctrl_c_while_a_file_is_written_leaves_no_half_file(cli, tmp_path, monke
 
 def test_a_single_measured_case_shows_its_error(cli):
     page = cli("run", "korthikanti-2022", "--case", "22B-full", "--no-plots")[1]
-    (case,) = [case for case in validate("korthikanti-2022")["cases"] if case["case"] == "22B-full"]
-    assert f"Measured 1.42 s: predicted {case['error_pct']:+.1f} %" in page
+    (run,) = [run for run in published("korthikanti-2022") if run.case == "22B-full"]
+    error = predict(run.scenario).step_time / run.measured.step_time - 1
+    assert f"Measured 1.42 s: predicted {100 * error:+.1f} %" in page
 
 
 @pytest.mark.parametrize("words", ["run two-pods --no-plots", "run two-pods --json --no-plots", "schema", "--help"])

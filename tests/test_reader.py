@@ -475,9 +475,16 @@ def test_every_scenario_that_ships_is_sound_and_says_what_it_is(name):
     assert load_variants(name)
 
 
-@pytest.mark.parametrize("name", [*scenario_names(), *published_names()])
-def test_json_schema_takes_what_the_reader_takes(name):
+@pytest.fixture(scope="module")
+def by_json_schema():
     jsonschema = pytest.importorskip("jsonschema")
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("name", [*scenario_names(), *published_names()])
+def test_json_schema_takes_what_the_reader_takes(name, by_json_schema):
     from colossim import yaml12
 
     def plain(value):
@@ -485,8 +492,7 @@ def test_json_schema_takes_what_the_reader_takes(name):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    jsonschema.Draft202012Validator.check_schema(json_schema())
-    jsonschema.Draft202012Validator(json_schema()).validate(plain(yaml12.read_file(scenario_path(name)).value))
+    by_json_schema.validate(plain(yaml12.read_file(scenario_path(name)).value))
 
 
 @pytest.mark.parametrize(
