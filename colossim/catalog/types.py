@@ -292,6 +292,10 @@ class Software(Entry):
         description="part of a stage boundary's transfer, which overlap.pipeline puts beside kernels, that costs them nothing",
     )
     prefetch: Natural = Field(default=1, description="layers that a ZeRO-3 gathers ahead of the one at work")
+    gradient_reduction: Literal["reduce-scatter", "all-reduce"] = Field(
+        default="reduce-scatter",
+        description="how gradients get to ranks that share the optimizer alone (ZeRO-1): each its shard, or all to all",
+    )
     parameter_gather: Literal["all-gather", "broadcasts"] = Field(
         default="all-gather",
         description="how a sharded optimizer's parameters get round: at once, or a broadcast a shard",

@@ -121,7 +121,8 @@ class Sharding:
     def _reduction(self, channel: ChannelName, parameters: float) -> tuple[Collective, ...]:
         """One after the other."""
         size = parameters * self.job.software.reduce_bytes
-        if not self.shards_optimizer:
+        whole = not self.shards_gradients and self.job.software.gradient_reduction == "all-reduce"
+        if whole or not self.shards_optimizer:
             return (Collective(channel, "all_reduce", size),)
         scatter = Collective(self._within(channel), "reduce_scatter", size)
         if not self._hybrid:
