@@ -22,7 +22,8 @@ from colossim.validation import Prediction, Run, published, scoreboard, validate
 #: Step times by source; all that a source prints is there.
 SIZES = {
     "dgx-cloud-24.11-bf16": 30, "dgx-cloud-24.11-fp8": 30, "internevo": 18, "korthikanti-2022": 9, "llm-foundry-a100": 18,
-    "megatron-bridge-25.09": 5, "megatron-core-h100": 9, "mlperf-v3.1": 8, "sc21-table1": 10, "torchtitan-a100": 8,
+    "megatron-bridge-25.09": 5, "megatron-core-h100": 9, "mlperf-v3.1": 8, "sc21-table1": 10, "sc21-table2": 12,
+    "torchtitan-a100": 8,
     "torchtitan-h100-memory": 0, "vtrain-multi-node": 61, "vtrain-single-node": 299,
 }  # fmt: skip
 FAST = "torchtitan-a100"
@@ -80,6 +81,7 @@ def test_what_was_converted_follows_from_what_was_printed(runs):
     [
         # SC21: 96 B s L h^2 (1 + s/6h + V/16Lh): recompute and all of attention
         ("sc21-table1", lambda b, s, n, h, v: 96 * b * s * n * h * h * (1 + s / (6 * h) + v / (16 * n * h))),
+        ("sc21-table2", lambda b, s, n, h, v: 96 * b * s * n * h * h * (1 + s / (6 * h) + v / (16 * n * h))),
         # Megatron-Core 0.8: 72 B s L h^2 (1 + s/6h + V/12Lh): no recompute
         ("megatron-core-h100", lambda b, s, n, h, v: 72 * b * s * n * h * h * (1 + s / (6 * h) + v / (12 * n * h))),
     ],
