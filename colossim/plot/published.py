@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BANDS = ((0.1, "#ececec"), (0.05, "#d4d4d4"))
 #: A colour and a marker a source, by name; both repeat, with different periods.
 _COLORS = ("#1b4f72", "#c0561b", "#5a8f5a", "#7d5ba6", "#b8860b", "#2a9d8f", "#a83253")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 
 def published(report: dict[str, Any], ax: Axes | None = None) -> Axes:
