@@ -26,7 +26,7 @@ from colossim.engine.chunked_step import (
     refuse_pinned_paths,
 )
 from colossim.engine.record import CATEGORIES, StepRecord
-from colossim.engine.step import play
+from colossim.engine.step import no_collections, play
 from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
 from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
@@ -245,6 +245,7 @@ def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
     )
 
 
+@no_collections()
 def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why.
 

@@ -157,6 +157,13 @@ class Group(Carrier):
             start = begin + part.began
             self.log.append((start, start + part.lasting, part.bytes * part.shown / part.lasting))
 
+    def forget(self) -> None:
+        """The step is over, and what it was has been told."""
+        self._calls.clear()
+        self.segments.clear()
+        if self.log is not None:
+            self.log.clear()
+
     def meet(self, number: int, member: Member, segment: Segment) -> simpy.Event:
         """A member enters a segment that all members play together; returns an event for the member's own end.
 

@@ -80,6 +80,11 @@ class Member:
         if self.recorded and end > start:
             self.spans.append((start, end, category, self._leg))
 
+    def forget(self) -> None:
+        """The step is over, and what it was has been told."""
+        self.spans.clear()
+        self.segments.clear()
+
     # -- the process -------------------------------------------------------------------------------------------------
     def play(self, legs: tuple[Leg, ...]) -> Generator[simpy.Event, Any, None]:
         """The SimPy process of the class."""

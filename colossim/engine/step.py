@@ -33,6 +33,19 @@ _PROGRESS_EVERY = 10_000
 Progress = Callable[[float], None]
 
 
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """A step makes many objects for a collector to look at: a third of the time of a large one."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@no_collections()
 def play(
     quotient: Quotient,
     legs: list[tuple[Leg, ...]],
@@ -97,16 +110,15 @@ def play(
     writing = [g for (name, _), own in zip(quotient.channels, groups, strict=True) if name == STORAGE for g in own]
     for group in writing:
         group.arrive("writes", Timing(writes * _WRITING, 0.0, writes))
-    with _no_collections():
-        if until:
-            for gate in until:
-                gate.event = env.event()
-            env.run(until=env.all_of([gate.event for gate in until]))
-            for member, process in zip(members, processes, strict=True):
-                if process.is_alive:
-                    member.end = env.now
-        else:
-            _run(env, members, processes, progress)
+    if until:
+        for gate in until:
+            gate.event = env.event()
+        env.run(until=env.all_of([gate.event for gate in until]))
+        for member, process in zip(members, processes, strict=True):
+            if process.is_alive:
+                member.end = env.now
+    else:
+        _run(env, members, processes, progress)
     step_time = max(member.end for member in members)
     for group in writing:
         # They go on when the step is over; these are its own.
@@ -119,7 +131,7 @@ def play(
     timelines = tuple(timelines[i] for i in order)
     kept = [m for m in members if m.recorded]
     busiest = max(range(len(timelines)), key=lambda i: (round(kept[order[i]].computed / step_time, 9), -i))
-    return StepRecord(
+    record = StepRecord(
         step_time=step_time,
         timelines=timelines,
         links=_link_uses(quotient, groups, watched, step_time),
@@ -128,22 +140,16 @@ def play(
         events=env.events,
         rank_end=np.array([member.end for member in members]),
     )
+    # All of these know each other; what they remember goes with it at once, and is left to no collector.
+    for member in members:
+        member.forget()
+    for group in (group for classes in groups for group in classes):
+        group.forget()
+    return record
 
 
 def _stages(quotient: Quotient) -> set[int]:
     return {kind.stage for kind in quotient.ranks}
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Events leave no cycles behind, and many objects for a collector to look at: a third of the time of a large step."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _run(env: Clock, members: list[Member], processes: list[simpy.Process], progress: Progress | None) -> None:
