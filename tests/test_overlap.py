@@ -32,8 +32,9 @@ def price(op):
     return total
 
 
-def seconds(buffer, call, *, ranks=4, summed=0.0):
-    return beside([PRODUCT], Buffer(**buffer), ranks, summed).seconds(price, call)
+def near(buffer, *, products=(PRODUCT,), eight=True, summed=0.0):
+    """Products beside a collective of four ranks."""
+    return beside(list(products), Buffer(**buffer), 4, eight=eight, summed=summed)
 
 
 # -- both together ---------------------------------------------------------------------------------------------------
@@ -67,24 +68,34 @@ def seconds(buffer, call, *, ranks=4, summed=0.0):
 def test_product_and_collective_together(buffer, call, both):
     """A product of 40 s and a tail of 1: max(product + what the transfers' SMs would have done + the last call, first piece +
     calls)."""
-    assert seconds(buffer, call) == pytest.approx(both)
+    assert near(buffer).seconds(price, call) == pytest.approx(both)
+
+
+def test_pieces_of_a_pipeline_in_16_bit_run_one_by_one():
+    """Four pieces of 10 s, a tail of 1 each: 44 s and the last call; beside calls of 20 s nothing changes."""
+    assert near({"method": "pipeline"}, eight=False).seconds(price, 5.0) == pytest.approx(44 + 5.0)
+    assert near({"method": "pipeline"}, eight=False).seconds(price, 20.0) == pytest.approx(11 + 4 * 20.0)
+    assert near({"method": "ring"}, eight=False).seconds(price, 30.0) == pytest.approx(41.0)
 
 
 def test_pieces():
     """A ring cuts tokens among the ranks, a pipeline columns; together the pieces are a batch."""
-    ring = beside([PRODUCT, Gemm(8, 3, 2)], Buffer(method="ring"), 4)
+    ring = near({"method": "ring"}, products=(PRODUCT, Gemm(8, 3, 2)))
     assert ring.pieces.kernels == (Gemm(2, 5, 1, 4), Gemm(2, 3, 2, 4))
     assert ring.piece.kernels == (Gemm(2, 5, 1), Gemm(2, 3, 2))
-    pipeline = beside([PRODUCT], Buffer(method="pipeline", splits=5, sms=3, margin=True), 4)
+    pipeline = near({"method": "pipeline", "splits": 5, "sms": 3, "margin": True})
     assert (pipeline.pieces.kernels, pipeline.calls) == ((Gemm(8, 1, 1, 5, spared=3),), 5)
     assert pipeline.products.kernels == (PRODUCT,)
-    assert beside([PRODUCT], Buffer(), 4) is None
+    assert near({}) is None
 
 
 def test_what_shows():
     """Nothing of what a product hides; all of what is longer by as much; the sum behind a ring's reduction; and more than the
     whole collective where the SMs that the product leaves cost more than that."""
-    shown = lambda buffer, call, summed=0.0: beside([PRODUCT], Buffer(**buffer), 4, summed).shown(price, call, call)  # noqa: E731
+
+    def shown(buffer, call, summed=0.0):
+        return near(buffer, summed=summed).shown(price, call, call)
+
     assert shown({"method": "bulk"}, 30.0) == 0
     assert shown({"method": "bulk"}, 82.0) == pytest.approx(41 / 82)
     assert shown({"method": "ring"}, 10.0, summed=2.0) == pytest.approx(2 / 10)

@@ -71,7 +71,7 @@ class LayerOps(ContextOps):
         # A ring's reduction ends in a kernel that reads what came from each rank, and writes the sum.
         summed = size * (1 + 1 / ranks) if operation == "reduce_scatter" else 0.0
         products = [kernel for kernel in kernels if isinstance(kernel, Gemm)]
-        hider = beside(products, self._buffer(product), ranks, summed)
+        hider = beside(products, self._buffer(product), ranks, eight=self.eight, summed=summed)
         return [Collective("tensor", operation, size, share, for_weights, hider)]
 
     def _gather(self, tokens: float, *, for_weights: bool = False) -> list[Op]:
