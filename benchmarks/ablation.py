@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from colossim.calibrate import rows_of
 from colossim.catalog.gpu import Gpu
+from colossim.catalog.overlap import TensorOverlap
 from colossim.catalog.types import Fusion, Software
 from colossim.scenario.schema import Scenario
 from colossim.simulation import simulate
@@ -91,7 +92,8 @@ MECHANISMS: dict[str, Change] = {
     "what length and heads cost attention": gpu(_free_attention),
     "loss under overlap": stack(_no_slowdown),
     "loss beside boundary transfers": software(boundary_overlap=1.0),
-    "tensor collectives that overlap show": software(tensor_overlap=1.0),
+    "what overlap leaves of tensor collectives": software(tensor_overlap=TensorOverlap(share=1.0)),
+    "overlap of tensor collectives": software(tensor_overlap=TensorOverlap()),
     "cross entropy": software(loss_bytes_per_logit=0.0),
     "boundaries scattered": software(boundary="full"),
 }

@@ -178,7 +178,7 @@ class Compiler:
             elif isinstance(op, Collective):
                 channel, group, t = self._timing(op, rank)
                 category = CATEGORY[op.channel]
-                exposed = 1.0 - op.hidden
+                exposed = self._exposed(op, rank)
                 several = channel in self._meets
                 busy = self._always | set(in_flight.values())
                 free = self.absorb and quiet and channel in self._private and not (self._conflicts[channel] & busy)
@@ -275,6 +275,22 @@ class Compiler:
         channel, group = groups[t.which]
         return channel, group, t
 
+    def _exposed(self, op: Collective, rank: RankClass) -> float:
+        """Part of a collective that overlap doesn't hide, links to itself, where the slowest of the group's GPUs set the pace.
+
+        What products lose beside it counts as well: it may be more than the whole.
+        """
+        beside = op.beside
+        if beside is None:
+            return 1.0 - op.hidden
+        _, group, t = self._timing(op, rank)
+        call = self.library.timing(op.operation, op.size / beside.calls, (group.shape,)).alone
+
+        def price(hardware: int) -> Callable[[Compute], float]:
+            return lambda kernels: self.kernel_seconds(kernels, hardware)
+
+        return max(beside.shown(price(hardware), call, t.alone) for hardware in group.shape.hardware)
+
     def _with_host(self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass) -> tuple[Op | _Host, ...]:
         """Adds what launching the pass's kernels costs beyond running them: (gpu^q + host^q)^(1/q) - gpu (models.md 2)."""
         if host <= 0:
@@ -285,7 +301,7 @@ class Compiler:
                 gpu += self.kernel_seconds(op, rank.hardware)
             elif isinstance(op, Collective):
                 # As fast as the group could alone: what its links carry of others is no matter of the host's.
-                gpu += (1 - op.hidden) * self._timing(op, rank)[2].alone
+                gpu += self._exposed(op, rank) * self._timing(op, rank)[2].alone
         peak = max(gpu, host)
         extra = peak * ((gpu / peak) ** exponent + (host / peak) ** exponent) ** (1 / exponent) - gpu
         # What follows the pass's last kernel (its sends) waits for the launches, too.

@@ -52,6 +52,28 @@ def test_flops_of_kernels():
     assert Stream(5.0).flops == 0
 
 
+def test_product_beside_a_transfers_kernel(toy):
+    """64 of 80 SMs: of the power of all they draw a quarter more each, f ~ P^(1/3): 0.8 x 1.25^(1/3) of the pace; never more
+    than a short benchmark's, here 51 % instead of the 50 that steps sustain. One SM is always left."""
+    gpu = toy.model_copy(update={"sms": 80})
+    whole = kernel_time(Gemm(20, 30, 90), gpu, "bf16") - 1
+    assert kernel_time(Gemm(20, 30, 90, spared=16), gpu, "bf16") - 1 == pytest.approx(whole / (0.8 * 1.25 ** (1 / 3)))
+    cool = gpu.model_copy(
+        update={"gemm": {"bf16": gpu.gemm["bf16"].model_copy(update={"benchmark": 0.51})}, "name": "cool"}
+    )
+    assert kernel_time(Gemm(20, 30, 90, spared=16), cool, "bf16") - 1 == pytest.approx(whole / (0.8 * 1.02))
+    two = gpu.model_copy(update={"sms": 2, "name": "two"})
+    assert kernel_time(Gemm(20, 30, 90, spared=32), two, "bf16") == kernel_time(Gemm(20, 30, 90, spared=1), two, "bf16")
+
+
+def test_waves_beside_a_transfers_kernel(toy):
+    """Nine tiles of 128 x 256 on eight of nine SMs: two waves, 9/16 full, instead of one full one."""
+    curve = toy.gemm["bf16"].model_copy(update={"area": 0.0, "waves": 1.0, "benchmark": 0.5})
+    gpu = toy.model_copy(update={"sms": 9, "gemm": {"bf16": curve}, "name": "nine"})
+    full, spared = (kernel_time(Gemm(9 * 128, 256, 90, spared=n), gpu, "bf16") - 1 for n in (0, 1))
+    assert spared == pytest.approx(full / (8 / 9 * 9 / 16))
+
+
 def test_shape_of_a_product(toy):
     """(20, 30) x 90: 108,000 FLOPs; e = 0.5 x 600/700 x 90/100; P e = 38.57/s: 2,800 s. Bytes take 2,040 s."""
     arithmetic = 2 * 20 * 30 * 90 / (100 * 0.5 * 600 / 700 * 90 / 100)

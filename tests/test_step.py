@@ -483,6 +483,21 @@ class Plain:
         shapes = [way.footprint.shape(g, way.algorithm, way.size, types) for way in ways]
         return self.laid.library.timing(operation, size, shapes)
 
+    def exposed(self, call, flight):
+        """Part of a blocking call that no product hides, on the slowest type of its members."""
+        name, g, _ = flight.name
+        if call.beside is None:
+            return 1 - call.hidden
+        alone = self.timing(name, g, call.operation, call.size).alone
+        one = self.timing(name, g, call.operation, call.size / call.beside.calls).alone
+        nodes, precision = self.laid.cluster.node_types, self.laid.scenario.job.precision
+        types = {int(self.laid.traffic.hardware[m]) for m in self.channels[name][0].members[g]}
+        prices = [
+            lambda op, gpu=nodes[t].gpu: sum(kernel_time(kernel, gpu, precision) for kernel in op.kernels)
+            for t in types
+        ]
+        return max(call.beside.shown(price, one, alone) for price in prices)
+
     def flight(self, *name):
         return self.flights.setdefault(name, Flight(name))
 
@@ -518,7 +533,7 @@ class Plain:
                 counts[call.channel] = counts.get(call.channel, 0) + 1
                 flight = self.flight(call.channel, int(channel.roles[0][r]), counts[call.channel])
                 blocks = isinstance(op, Collective)
-                what = (flight, channel.size, call.operation, call.size, 1 - call.hidden if blocks else 1.0)
+                what = (flight, channel.size, call.operation, call.size, self.exposed(call, flight) if blocks else 1.0)
                 if not blocks and op.after and not tags[op.after].over:
                     self.followers.append((tags[op.after], what))
                 else:

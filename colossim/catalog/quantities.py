@@ -45,6 +45,10 @@ class Quantity:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
+        return self.json_schema()
+
+    def json_schema(self) -> dict[str, Any]:
+        """What a JSON Schema says of it."""
         text = {"type": "string", "pattern": self.kind.pattern, "examples": [self.kind.example]}
         if self.kind.bare is None:
             return text
@@ -85,6 +89,26 @@ class Named:
             "additionalProperties": False,
         }
         return {"anyOf": [name, reference, changed]}
+
+
+@dataclass(frozen=True)
+class Short:
+    """Lets a mapping be written as one quantity, which is then its field of that name."""
+
+    field: str
+    quantity: Quantity
+
+    def fill(self, value: Any) -> Any:
+        """The mapping. Raises ValueError with what would be right."""
+        return {self.field: self.quantity.read(value)} if isinstance(value, str | int | float) else value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.fill, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), self.quantity.json_schema()]}
 
 
 Rate = Annotated[float, Quantity(units.RATE, zero=False)]

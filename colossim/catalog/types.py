@@ -13,21 +13,25 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 
 from colossim.catalog.facts import Entry, Facts
 from colossim.catalog.gpu import Gpu
+from colossim.catalog.overlap import TensorOverlap
 from colossim.catalog.quantities import (
     Count,
     Factor,
     Named,
     Natural,
     Positive,
+    Quantity,
     Rate,
     Ratio,
     Seconds,
     Share,
+    Short,
     Size,
     SomeCount,
     SomeShare,
     Watts,
 )
+from colossim.units import SHARE
 
 
 def _without_required(*fields: str) -> Callable[[dict[str, Any]], None]:
@@ -285,7 +289,9 @@ class Software(Entry):
     bucket_parameters: SomeCount = Field(description="parameters of a gradient bucket, at least")
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")
-    tensor_overlap: Share = Field(description="part of a tensor collective that overlap.tensor hides")
+    tensor_overlap: Annotated[TensorOverlap, Short("share", Quantity(SHARE))] = Field(
+        description="what overlap.tensor does: a method a product, or the share of each tensor collective that it hides"
+    )
     boundary_overlap: Share = Field(
         default=1.0,
         validate_default=True,

@@ -15,7 +15,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
     """Notes on keys that the user wrote and that changed nothing, such as "`run.seed` had no effect: ..."."""
     job, par, fabric = scenario.job, scenario.job.parallelism, scenario.cluster.fabric
     overlap, model, experts = job.overlap, job.model, job.experts
-    alone = "there is one replica"
+    alone, hiding = "there is one replica", job.software.tensor_overlap
     silent = [
         ("job.overlap.expert", overlap.expert and not model.experts, "the model has no experts"),
         (
@@ -60,8 +60,13 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ("job.overlap.tensor", overlap.tensor and par.tensor == 1, "tensor parallelism is 1"),
         (
             "job.overlap.tensor",
-            overlap.tensor and par.tensor > 1 and not job.software.tensor_overlap,
+            overlap.tensor and par.tensor > 1 and not (hiding.share or hiding.by_product),
             f"{job.software.name} hides no part of a tensor collective",
+        ),
+        (
+            "job.overlap.tensor",
+            overlap.tensor and par.tensor > 1 and hiding.by_product and not par.sequence,
+            f"{job.software.name} needs sequence parallelism for it",
         ),
         ("job.parallelism.expert_tensor", not model.experts, "the model has no experts"),
         ("job.parallelism.context_style", par.context == 1, "context parallelism is 1"),

@@ -27,7 +27,7 @@ class Gemm:
 
     accumulate: a weight's gradient, which adds into what is accumulated: in the product itself or, with `added`, in a kernel
     behind it that moves so many bytes an element.  half: computed in 16 bit whatever the job's precision.  tokens: of each
-    product in one grouped kernel of experts; 0 if it isn't one.
+    product in one grouped kernel of experts; 0 if it isn't one.  spared: SMs that a transfer's kernel beside it has.
     """
 
     m: float
@@ -38,6 +38,7 @@ class Gemm:
     half: bool = False
     tokens: float = 0.0
     added: float | None = None
+    spared: int = 0
 
     @property
     def flops(self) -> float:
@@ -99,9 +100,19 @@ class Flash:
 Kernel = Gemm | Stream | Scores | Flash
 
 
-def ceiling(curve: GemmCurve, gpu: Gpu) -> float:
-    """Share of the peak that large products sustain: moved by the power limit, at most what a short benchmark reaches."""
-    return min(curve.sustained * gpu.clock, curve.benchmark or 1.0)
+def ceiling(curve: GemmCurve, gpu: Gpu, spared: int = 0) -> float:
+    """Share of the peak that large products sustain: moved by the power limit, at most what a short benchmark reaches.
+
+    spared: SMs that they leave to others. The rest has the power of all: f ~ P^(1/3) on each (`Gpu.clock`).
+    """
+    part = _left(gpu, spared) / gpu.sms
+    share: float = part * min(curve.sustained * gpu.clock / part ** (1 / 3), curve.benchmark or 1.0)
+    return share
+
+
+def _left(gpu: Gpu, spared: int) -> int:
+    """SMs of a product beside others; there is always one."""
+    return max(1, gpu.sms - spared)
 
 
 def gemm_share(kernel: Gemm, curve: GemmCurve, gpu: Gpu) -> float:
@@ -115,8 +126,9 @@ def gemm_share(kernel: Gemm, curve: GemmCurve, gpu: Gpu) -> float:
     if curve.waves:
         rows, columns = _TILE
         tiles = kernel.batch * math.ceil(kernel.m / rows) * math.ceil(kernel.n / columns)
-        fill *= (area / (rows * columns * gpu.sms * math.ceil(tiles / gpu.sms))) ** curve.waves
-    share = ceiling(curve, gpu) * fill * kernel.k / (kernel.k + curve.depth)
+        sms = _left(gpu, kernel.spared)
+        fill *= (area / (rows * columns * sms * math.ceil(tiles / sms))) ** curve.waves
+    share = ceiling(curve, gpu, kernel.spared) * fill * kernel.k / (kernel.k + curve.depth)
     return share * kernel.tokens / (kernel.tokens + curve.group_rows) if kernel.tokens else share
 
 

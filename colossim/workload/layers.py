@@ -6,10 +6,13 @@ tokens too where sequence parallelism lets them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from colossim.catalog.overlap import Buffer, BufferName
 from colossim.scenario.schema import Recompute
 from colossim.workload import elementwise
+from colossim.workload.beside import beside
 from colossim.workload.context import ContextOps
 from colossim.workload.kernels import Gemm, Kernel, Stream
 from colossim.workload.layer_kernels import WIDTH
@@ -29,11 +32,27 @@ def _compute(*kernels: Kernel) -> Compute:
     return Compute(kernels)
 
 
+def _halves(kernels: Sequence[Kernel]) -> tuple[list[Gemm], list[Gemm]]:
+    """Products among a backward pass's kernels: of the input's gradient, of the weights'."""
+    products = [kernel for kernel in kernels if isinstance(kernel, Gemm)]
+    return [p for p in products if not p.accumulate], [p for p in products if p.accumulate]
+
+
 @dataclass(frozen=True)
 class LayerOps(ContextOps):
     """Builds the operations of layers of one job."""
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
+    def _buffer(self, product: BufferName | None) -> Buffer:
+        """How a collective runs beside a product: those of attention and the dense MLP have user buffers.
+
+        The embedding, the head and what experts' dispatchers gather and scatter have none. They need sequence parallelism
+        (NeMo, nemo/lightning/pytorch/callbacks/megatron_comm_overlap.py).
+        """
+        if product is None or not (self.sequence and self.job.overlap.tensor):
+            return Buffer()
+        return self.job.software.tensor_overlap.of(product)
+
     def _tensor(
         self,
         operation: Operation,
@@ -41,33 +60,38 @@ class LayerOps(ContextOps):
         width: float = WIDTH,
         *,
         for_weights: bool = False,
-        beside: bool = True,
+        product: BufferName | None = None,
+        kernels: Sequence[Kernel] = (),
     ) -> list[Op]:
-        """A collective over `tokens` hidden vectors, hidden in part if the job overlaps them with products.
-
-        beside: whether a product of TransformerEngine's is there to hide it: those of attention and the dense MLP have user
-        buffers, the embedding, the head and what experts' dispatchers gather and scatter have none.
-        """
-        if self.plan.tensor == 1:
+        """A collective over `tokens` hidden vectors, beside the `product` that is there to hide it, with its `kernels`."""
+        ranks, size = self.plan.tensor, width * tokens * self.job.model.hidden
+        if ranks == 1:
             return []
-        hidden = self.job.software.tensor_overlap if self.job.overlap.tensor and beside else 0.0
-        size = width * tokens * self.job.model.hidden
-        return [Collective("tensor", operation, size, hidden, for_weights)]
+        share = self.job.software.tensor_overlap.share if product and self.job.overlap.tensor else 0.0
+        # A ring's reduction ends in a kernel that reads what came from each rank, and writes the sum.
+        summed = size * (1 + 1 / ranks) if operation == "reduce_scatter" else 0.0
+        products = [kernel for kernel in kernels if isinstance(kernel, Gemm)]
+        hider = beside(products, self._buffer(product), ranks, eight=self.eight, summed=summed)
+        return [Collective("tensor", operation, size, share, for_weights, hider)]
 
     def _gather(self, tokens: float, *, for_weights: bool = False) -> list[Op]:
-        return self._tensor("all_gather", tokens, for_weights=for_weights, beside=False) if self.sequence else []
+        return self._tensor("all_gather", tokens, for_weights=for_weights) if self.sequence else []
 
-    def _combine(self, tokens: float, *, beside: bool = True) -> list[Op]:
-        return self._tensor("reduce_scatter" if self.sequence else "all_reduce", tokens, beside=beside)
+    def _combine(self, tokens: float, product: BufferName | None = None, kernels: Sequence[Kernel] = ()) -> list[Op]:
+        operation: Operation = "reduce_scatter" if self.sequence else "all_reduce"
+        width = 1.0 if self.eight and self._buffer(product).fp8 else WIDTH
+        return self._tensor(operation, tokens, width, product=product, kernels=kernels)
 
-    def _gather_input(self, *, for_weights: bool = False) -> list[Op]:
+    def _gather_input(self, product: BufferName, kernels: Sequence[Kernel], *, for_weights: bool = False) -> list[Op]:
         """The input of a column-parallel product, or the output's gradient of a row-parallel one.
 
         The backward pass gathers the input again `for_weights`' gradient (Korthikanti et al. 2022, section 4.2.2).
         TransformerEngine gathers both after their cast to 8 bit (pytorch/module/layernorm_linear.py, base.py).
         """
+        if not self.sequence:
+            return []
         width = 1.0 if self._cast_in_norm else WIDTH
-        return self._tensor("all_gather", self.tokens, width, for_weights=for_weights) if self.sequence else []
+        return self._tensor("all_gather", self.tokens, width, for_weights=for_weights, product=product, kernels=kernels)
 
     def _small(self, numbers: float) -> list[Op]:
         """A sum or maximum of fp32 numbers over the tensor group."""
@@ -81,13 +105,14 @@ class LayerOps(ContextOps):
     def attention_forward(self) -> list[Op]:
         T, h, d = self.tokens, float(self.job.model.hidden), self.job.model.head_size
         inner = self.job.model.heads / self.plan.tensor * d
+        first, last = self._qkv[0], Gemm(T, h, inner)
         return [
             _compute(*self._norms(backward=False)),
-            *self._gather_input(),
-            _compute(*self._casts_of_norm(backward=False), *self._qkv[0], *self._positions(backward=False)),
+            *self._gather_input("qkv_fprop", first),
+            _compute(*self._casts_of_norm(backward=False), *first, *self._positions(backward=False)),
             *self.core_forward(),
-            _compute(*self._casts(T * inner), Gemm(T, h, inner)),
-            *self._combine(T),
+            _compute(*self._casts(T * inner), last),
+            *self._combine(T, "proj_fprop", [last]),
         ]
 
     def attention_backward(self) -> list[Op]:
@@ -95,44 +120,50 @@ class LayerOps(ContextOps):
         inner = query / self.plan.tensor * d
         again = self.job.recompute == "selective" and self.job.software.attention == "unfused"
         gradients = self._casts(T * (inner + 2 * self._kv_heads * d))
+        last, (dgrad, wgrad) = self.gradient_products(T, h, inner), _halves(self._qkv[1])
         return [
-            *self._gather_input(),
-            _compute(
-                *self._casts_of_gradient(),
-                *self.gradient_products(T, h, inner),
-                *self.bias_gradient(self.norm_tokens * h),
-            ),
+            *self._gather_input("proj_dgrad", last[:1]),
+            _compute(*self._casts_of_gradient(), *last, *self.bias_gradient(self.norm_tokens * h)),
             *self.core_backward(again=again),
             _compute(*self._positions(backward=True)),
-            *self._gather_input(for_weights=True),
+            *self._gather_input("qkv_dgrad", dgrad, for_weights=True),
             _compute(*self._casts_of_norm(backward=True), *gradients, *self._qkv[1]),
-            *self._combine(T),
+            *self._combine(T, "qkv_wgrad", wgrad),
             _compute(*self._norms(backward=True)),
         ]
 
     # -- dense MLP ---------------------------------------------------------------------------------------------------
     def dense_forward(self, width: float) -> list[Op]:
         T, h = self.tokens, float(self.job.model.hidden)
+        first, last = self._up(width)[0], Gemm(T, h, width)
         return [
-            *self._gather_input(),
+            *self._gather_input("fc1_fprop", first),
             _compute(
-                *self._casts_of_norm(backward=False), *self._up(width)[0], self._activation(T, width, backward=False),
-                *self._casts(T * width), Gemm(T, h, width),
+                *self._casts_of_norm(backward=False), *first, self._activation(T, width, backward=False),
+                *self._casts(T * width), last,
             ),
-            *self._combine(T),
+            *self._combine(T, "fc2_fprop", [last]),
         ]  # fmt: skip
 
     def dense_backward(self, width: float) -> list[Op]:
         T, h, n = self.tokens, float(self.job.model.hidden), self.job.model.mlp_matrices - 1
+        last, first = self.gradient_products(T, h, width), self._up(width)[1]
+        dgrad, wgrad = _halves(first)
         down = [
             *self._casts_of_gradient(),
-            *self.gradient_products(T, h, width),
+            *last,
             *self.bias_gradient(self.norm_tokens * h),
             self._activation(T, width, backward=True),
         ]
-        up = [*self._casts_of_norm(backward=True), *self._casts(T * n * width), *self._up(width)[1]]
-        again = self._gather_input(for_weights=True)
-        return [*self._gather_input(), _compute(*down), *again, _compute(*up), *self._combine(T)]
+        up = [*self._casts_of_norm(backward=True), *self._casts(T * n * width), *first]
+        again = self._gather_input("fc1_dgrad", dgrad, for_weights=True)
+        return [
+            *self._gather_input("fc2_dgrad", last[:1]),
+            _compute(*down),
+            *again,
+            _compute(*up),
+            *self._combine(T, "fc1_wgrad", wgrad),
+        ]
 
     # -- experts -----------------------------------------------------------------------------------------------------
     def _expert(self, size: float) -> list[Op]:
@@ -141,7 +172,7 @@ class LayerOps(ContextOps):
     def _shared_tokens(self, tokens: float, *, back: bool) -> list[Op]:
         """Behind an all-to-all the ranks that share an expert gather their tokens, and scatter their sums again (`back`)."""
         if self.plan.expert_tensor == self.plan.tensor:
-            return self._combine(tokens, beside=False) if back else self._gather(tokens)
+            return self._combine(tokens) if back else self._gather(tokens)
         operation: Operation = "reduce_scatter" if back else "all_gather"
         size = WIDTH * tokens * self.job.model.hidden
         return [Collective("expert_tensor", operation, size)] if self.plan.expert_tensor > 1 else []
@@ -206,7 +237,7 @@ class LayerOps(ContextOps):
     def embedding_forward(self) -> list[Op]:
         """Looking tokens up reads and writes a hidden vector each; the tensor group sums its shares of the vocabulary."""
         T, h = self.tokens, float(self.job.model.hidden)
-        return [_compute(self._stream(2 * WIDTH * T * h)), *self._combine(T, beside=False)]
+        return [_compute(self._stream(2 * WIDTH * T * h)), *self._combine(T)]
 
     def embedding_backward(self) -> list[Op]:
         T, h = self.tokens, float(self.job.model.hidden)
@@ -237,7 +268,7 @@ class LayerOps(ContextOps):
             _compute(loss),
             *self._gather(T, for_weights=True),
             _compute(*self.gradient_products(T, share, h, half=True)),
-            *self._combine(T, beside=False),
+            *self._combine(T),
             _compute(self._last_norm(backward=True)),
         ]
 

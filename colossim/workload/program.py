@@ -6,7 +6,8 @@ that 512 micro-batches cost no more than one to compile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from colossim.workload.kernels import Flash, Gemm, Kernel
@@ -33,12 +34,52 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Products that a collective runs beside, piece by piece. Their plain time stands elsewhere in the program.
+
+    products: as they are there.  pieces: cut, one after the other, on the SMs that they keep throughout.  crowded: the same on
+    the SMs that are left while a transfer runs.  piece: one that no transfer runs beside.  calls: of the collective, with
+    1/calls of its bytes each.  last: whether the last call begins when the products have ended.  after: kernels behind all.
+    """
+
+    products: Compute
+    pieces: Compute
+    crowded: Compute
+    piece: Compute
+    calls: int = 1
+    last: bool = False
+    after: Compute = Compute(())
+
+    @property
+    def late(self) -> bool:
+        """Whether they are products of weights' gradients."""
+        return any(isinstance(kernel, Gemm) and kernel.accumulate for kernel in self.products.kernels)
+
+    def seconds(self, price: Callable[[Compute], float], call: float) -> float:
+        """s of both together, without `after`. price: s of kernels alone.  call: s of one call alone.
+
+        max(W + (1 - W/W') n x + x_last, c + N x): pieces W, W' while a transfer runs, n of the N calls of x s beside them.
+        Either the products set the pace, and the transfers' SMs are missing for as long as these run; or the transfers do, and
+        nothing but one piece c is without one.
+        """
+        whole = price(self.pieces)
+        missing = 1 - whole / price(self.crowded)
+        shown = call if self.last else 0.0
+        return max(whole + missing * (self.calls * call - shown) + shown, price(self.piece) + self.calls * call)
+
+    def shown(self, price: Callable[[Compute], float], call: float, alone: float) -> float:
+        """What both together take beyond the plain products, over the `alone` s of the collective; above 1 if that is more."""
+        together = self.seconds(price, call) + price(self.after)
+        return max(0.0, together - price(self.products)) / alone if alone > 0 else 0.0
+
+
+@dataclass(frozen=True)
 class Collective:
     """A collective of the rank's group; blocks.
 
     size: S bytes: the buffer of an all-reduce; gathered, or before scattering; all that one rank sends in an all-to-all,
-    its own share included; what goes to the next rank in a shift.  hidden: part of its time that overlap hides.
-    for_weights: whether the weights' gradients alone need it.
+    its own share included; what goes to the next rank in a shift.  hidden: part of its time that overlap hides for nothing.
+    for_weights: whether the weights' gradients alone need it.  beside: products that hide what they can of it.
     """
 
     channel: ChannelName
@@ -46,6 +87,7 @@ class Collective:
     size: float
     hidden: float = 0.0
     for_weights: bool = False
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +165,8 @@ class StageProgram:
 def split_backward(ops: list[Op]) -> tuple[list[Op], list[Op]]:
     """A backward pass in two, each in its old order: what leads to the input's gradients, and the weights' gradients.
 
-    The second part has the products that accumulate, and the collectives that gather their inputs again.
+    The second part has the products that accumulate, and the collectives that gather their inputs again. No collective stays
+    beside a product that isn't in its part.
     """
     inputs: list[Op] = []
     weights: list[Op] = []
@@ -132,8 +175,11 @@ def split_backward(ops: list[Op]) -> tuple[list[Op], list[Op]]:
             late = tuple(kernel for kernel in op.kernels if isinstance(kernel, Gemm) and kernel.accumulate)
             inputs.append(Compute(tuple(kernel for kernel in op.kernels if kernel not in late), op.category))
             weights.append(Compute(late, op.category))
+        elif isinstance(op, Collective):
+            near = op.beside is not None and op.beside.late == op.for_weights
+            (weights if op.for_weights else inputs).append(op if near else replace(op, beside=None))
         else:
-            (weights if isinstance(op, Collective) and op.for_weights else inputs).append(op)
+            inputs.append(op)
     return inputs, weights
 
 
