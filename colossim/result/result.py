@@ -28,7 +28,8 @@ class Result:
     """A run's numbers. Keys are those of `--json`; seconds, bytes, bytes/s, FLOP/s, W, J.
 
     Per-GPU figures are per GPU in the job. breakdown_s: seconds of the rank class that computes longest, by what they
-    went to; they add up to step_time_s. links: a link class each. mix: what a job of several node types costs itself.
+    went to; they add up to step_time_s. links: a link class each. shares: of each kind of replicas {nodes that they stand on,
+    replicas, micro_batches, micro_batch, sequences, recompute}. mix: what a job of several node types costs itself.
     collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind that a step runs. routing: what it does to
     flows (`result.routing`). error_band: how far published runs like it are predicted off (`result.confidence`). notes: keys of
     the scenario that changed nothing. record: the played step, for plots.
@@ -63,6 +64,7 @@ class Result:
     assumptions: tuple[str, ...]
     error_band: dict[str, Any]
     notes: tuple[str, ...]
+    shares: tuple[dict[str, Any], ...]
     mix: dict[str, Any] | None
     classes: dict[str, int]
     processes: int
@@ -117,6 +119,7 @@ def build_result(
     peak_memory_bytes: float,
     assumptions: list[str],
     notes: list[str],
+    shares: tuple[dict[str, Any], ...],
     mix: dict[str, Any] | None,
     chosen: tuple[tuple[str, str, float, int, str, str], ...],
     pinned: Pinned | None,
@@ -167,6 +170,7 @@ def build_result(
         assumptions=tuple(assumptions),
         error_band=error_band(scenario, plan),
         notes=tuple(notes),
+        shares=shares,
         mix=mix,
         classes=classes,
         processes=record.processes,

@@ -24,6 +24,8 @@ def derive(scenario: Scenario) -> Plan:
     check(scenario, report)
     data = _replicas(job, gpus, report)
     micro_batches = _micro_batches(job, data, report) if data else 0
+    if micro_batches:
+        _check_group_shares(job, micro_batches * job.micro_batch, report)
     _check_sharding_group(job, data, report)
     if problems:
         raise ScenarioError(problems)
@@ -170,13 +172,32 @@ def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
             f"interleaved needs micro-batches ({batch // unit}) in multiples of the stages ({par.pipeline}): "
             f"{_near(batch, unit * par.pipeline)} sequences would" + (f", or data: {fewer}" if fewer else ""),
         )
-    passes = (3 if par.schedule == "zero-bubble" else 2) * (batch // unit) * par.virtual_pipeline * par.pipeline
-    if passes > MOST_PASSES:
-        report(
-            "job.global_batch",
-            f"{batch // unit:,} micro-batches a replica make {passes:,} passes: at most {MOST_PASSES:,} can be played",
-        )
+    _check_passes(job, batch // unit, "job.global_batch", report)
     return batch // unit
+
+
+def _check_passes(job: JobSpec, micro_batches: int, field: str, report: Report) -> None:
+    par = job.parallelism
+    passes = (3 if par.schedule == "zero-bubble" else 2) * micro_batches * par.virtual_pipeline * par.pipeline
+    if passes > MOST_PASSES:
+        message = (
+            f"{micro_batches:,} micro-batches a replica make {passes:,} passes: at most {MOST_PASSES:,} can be played"
+        )
+        report(field, message)
+
+
+def _check_group_shares(job: JobSpec, sequences: int, report: Report) -> None:
+    """Equal shares, in micro-batches of each group's own size. sequences: of one replica."""
+    par = job.parallelism
+    for name in job.groups if job.balance == "equal" else ():
+        size, field = job.on(name).micro_batch, f"job.groups.{name}.micro_batch"
+        together = par.pipeline if par.schedule == "interleaved" else 1
+        if sequences % (size * together):
+            what = f"micro-batches of {size}" + (f", {together} at a time (interleaved)" if together > 1 else "")
+            would = near_divisors(sequences // together, size) if sequences % together == 0 else str(job.micro_batch)
+            report(field, f"{sequences} sequences a replica are no whole number of {what}: {would} would")
+        elif size < job.micro_batch:
+            _check_passes(job, sequences // size, field, report)
 
 
 def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:

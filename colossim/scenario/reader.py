@@ -38,6 +38,8 @@ _FREE: dict[Path_, Any] = {
         for part in (
             "software",
             "recompute",
+            "balance",
+            "groups",
             "overlap",
             "bucket",
             "tokens",
