@@ -155,9 +155,11 @@ def _divides(job: JobSpec, most: int, rounds: int) -> int:
 
 
 def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
-    """Micro-batches m of a replica and step."""
+    """Micro-batches m of a replica and step; by speed about as many as equal shares would be."""
     par, batch = job.parallelism, job.global_batch
     unit = data * job.micro_batch
+    if job.balance == "speed":
+        return _micro_batches_by_speed(job, data, report)
     if batch % unit:
         report(
             "job.global_batch",
@@ -174,6 +176,23 @@ def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
         )
     _check_passes(job, batch // unit, "job.global_batch", report)
     return batch // unit
+
+
+def _micro_batches_by_speed(job: JobSpec, data: int, report: Report) -> int:
+    """Replicas that share experts have as many micro-batches; interleaved schedules take as many as stages at once."""
+    par, batch = job.parallelism, job.global_batch
+    together = par.pipeline if par.schedule == "interleaved" else 1
+    own = {job.on(name).micro_batch for name in job.groups} | {job.micro_batch}
+    # Sequences that those who share experts take at once; with several sizes of micro-batches the shares will tell.
+    unit = math.gcd(data, _expert_ranks(job)[2]) * together * (job.micro_batch if len(own) == 1 else 1)
+    least = data * together * min(own)
+    if batch % unit or batch < least:
+        what = f"{batch:,} sequences are no sum of shares in multiples of {unit:,}, for {data:,} replicas {least:,} at least"
+        report("job.global_batch", f"{what}: {_near(max(batch, least), unit)} would")
+        return 0
+    found = max(1, batch // (data * job.micro_batch * together)) * together
+    _check_passes(job, found, "job.global_batch", report)
+    return found
 
 
 def _check_passes(job: JobSpec, micro_batches: int, field: str, report: Report) -> None:
