@@ -31,12 +31,12 @@ from colossim.simulation import (
     Progress,
     compile_setup,
     lay_onto,
+    play_ramp,
     play_step,
     pricer_of,
     result_of,
-    storage_tiers,
-    writes_of,
 )
+from colossim.site import storage_tiers, writes_of
 from colossim.traffic import Share, join_traffic
 from colossim.workload.program import used_operations
 
@@ -126,7 +126,8 @@ def simulate_jobs(scenario: Scenario, progress: Progress | None = None) -> JobsR
         setup = compile_setup(standing.laid, quotient, pace)
         prepared = time.perf_counter()
         record = play_step(setup)
-        alone.append(result_of(setup, record, prepared - ready, time.perf_counter() - prepared))
+        played = time.perf_counter()
+        alone.append(result_of(setup, record, prepared - ready, played - prepared, play_ramp(setup)))
     if progress is not None:
         progress("all together", len(standings) / (len(standings) + 1))
     together, classes, notes = _together(scenario, standings, [result.step_time_s for result in alone])

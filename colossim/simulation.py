@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim.cluster import Cluster, build_cluster
-from colossim.cluster.placement import Wish, place
 from colossim.collective import Library
 from colossim.engine.chunked_step import (
     Chunking,
@@ -33,12 +32,15 @@ from colossim.fold import fold
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
+from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
-from colossim.scenario.schema import JobSpec, NamedJob, Scenario
+from colossim.scenario.ramp import stretches
+from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
 from colossim.shares import Shares, equal_shares, shares_by_speed
-from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
+from colossim.site import library_of, place_job, storage_tiers, writes_of
+from colossim.traffic import Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
 from colossim.workload.build import recomputed_layers
 from colossim.workload.memory import Memory, memory_by_stage, suggestions
@@ -97,8 +99,7 @@ def lay_onto(scenario: Scenario, plan: Plan, cluster: Cluster, *, must_fit: bool
     """Lays the job onto the first GPUs of the cluster. Raises ScenarioError and, if it must fit, DoesNotFit."""
     job = scenario.job
     shares = equal_shares(plan, job, cluster)
-    by_speed = job.balance == "speed"
-    if must_fit and not by_speed:
+    if must_fit and job.balance == "equal":
         check_memory(scenario, plan, cluster, shares)
     library = library_of(cluster, job)
     traffic = build_traffic(
@@ -109,54 +110,31 @@ def lay_onto(scenario: Scenario, plan: Plan, cluster: Cluster, *, must_fit: bool
         kind=shares.kind_of_rank,
         storage_tiers=storage_tiers(scenario),
     )
-    if by_speed:
-        shares = shares_by_speed(plan, job, cluster, traffic, library, shares)
-        traffic = replace(traffic, kind=shares.kind_of_rank)
-        if must_fit:
-            check_memory(scenario, plan, cluster, shares)
-    return LaidOut(scenario, plan, cluster, shares, traffic, library)
+    laid = balanced(LaidOut(scenario, plan, cluster, shares, traffic, library))
+    if must_fit and job.balance == "speed":
+        check_memory(scenario, plan, cluster, laid.shares)
+    return laid
 
 
-def storage_tiers(scenario: Scenario) -> int:
-    """Tiers of switches that writes to storage pass; 0 if there are none."""
-    storage = scenario.cluster.storage
-    return 0 if storage is None else STORAGE_TIERS[storage.tier]
+def balanced(laid: LaidOut) -> LaidOut:
+    """The job with the shares that it asks for, laid out with equal ones. Raises ScenarioError."""
+    job = laid.scenario.job
+    if job.balance == "equal":
+        return laid
+    shares = shares_by_speed(laid.plan, job, laid.cluster, laid.traffic, laid.library, laid.shares)
+    return replace(laid, shares=shares, traffic=replace(laid.traffic, kind=shares.kind_of_rank))
 
 
-def writes_of(scenario: Scenario) -> float:
-    """Bytes/s that every rank writes to storage; 0 if there is none."""
-    storage = scenario.cluster.storage
-    return 0.0 if storage is None else storage.write
-
-
-def place_job(cluster: Cluster, plan: Plan, scenario: Scenario) -> Cluster:
-    """The cluster with the job's nodes first, in the order in which its ranks take them. Raises ScenarioError."""
-    if scenario.job.placement == "packed":
-        return cluster
-    sizes = np.array([t.gpus for t in cluster.node_types])[cluster.node_type]
-    name = scenario.job.name if isinstance(scenario.job, NamedJob) else ""
-    (own,) = place([Wish(name, plan.world, scenario.job.placement, "job.placement")], sizes, scenario.run.seed)
-    rest = np.ones(cluster.nodes, dtype=bool)
-    rest[own] = False
-    return cluster.placed(np.concatenate([own, np.flatnonzero(rest)]))
-
-
-def library_of(cluster: Cluster, job: JobSpec) -> Library:
-    """The job's communication library on the cluster's machines."""
-    able: set[str] = set(job.software.algorithms)
-    if not cluster.fabric.sharp:
-        able.discard("collnet")
-    if any(node.nvls is None for node in cluster.node_types):
-        able -= {"nvls", "collnet"}
-    if job.collectives_algorithm not in ("auto", "nvls", "collnet"):
-        able.add(job.collectives_algorithm)
-    return Library(
-        nodes=cluster.node_types,
-        link=cluster.fabric.link,
-        able=frozenset(able),
-        algorithm=job.collectives_algorithm,
-        protocol=job.collectives_protocol,
-    )
+def with_batch(laid: LaidOut, batch: int) -> LaidOut:
+    """The same job on the same GPUs with another global batch."""
+    job = laid.scenario.job
+    parallelism = job.parallelism.model_copy(update={"data": laid.plan.data})
+    job = job.model_copy(update={"global_batch": batch, "batch_ramp": None, "parallelism": parallelism})
+    scenario = laid.scenario.model_copy(update={"job": job})
+    plan = derive(scenario)
+    shares = equal_shares(plan, job, laid.cluster)
+    traffic = replace(laid.traffic, kind=shares.kind_of_rank)
+    return balanced(LaidOut(scenario, plan, laid.cluster, shares, traffic, laid.library))
 
 
 def _tell(progress: Progress | None, what: str, share: float) -> None:
@@ -179,12 +157,18 @@ def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 
 
+def folded(laid: LaidOut) -> tuple[Quotient, Pace | None]:
+    """The job folded as its scenario says. Raises TooManyClasses."""
+    run = laid.scenario.run
+    return fold(laid.traffic, "off" if run.collectives == "chunked" else run.fold, run.seed)
+
+
 def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Setup:
     """Lays the job out, folds it and compiles it. Raises ScenarioError (located), DoesNotFit, TooManyClasses."""
     laid = lay_out(scenario, progress, must_fit=must_fit)
     _tell(progress, "folding", 0.3)
     chunked = scenario.run.collectives == "chunked"
-    quotient, pace = fold(laid.traffic, "off" if chunked else scenario.run.fold, scenario.run.seed)
+    quotient, pace = folded(laid)
     _tell(progress, "compiling", 0.9)
     setup = compile_setup(laid, quotient, pace)
     if chunked:
@@ -260,10 +244,25 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: 
             setup = prepare(scenario, progress, must_fit=must_fit)
             ready = time.perf_counter()
             record = play_step(setup, progress)
+            done = time.perf_counter()
+            ramp = play_ramp(setup, progress)
     except (FloatingPointError, OverflowError):
         raise SimulationError("a quantity of the scenario is too large or too small to reckon with") from None
-    done = time.perf_counter()
-    return result_of(setup, record, ready - began, done - ready)
+    return result_of(setup, record, ready - began, done - ready, ramp)
+
+
+def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int, int, float]]:
+    """(sequences a step, steps, s a step) of each batch size of the ramp: one step of each is played."""
+    job = setup.laid.scenario.job
+    sizes = stretches(job.batch_ramp, job.global_batch) if job.batch_ramp else []
+    found = []
+    for number, (batch, steps) in enumerate(sizes):
+        _tell(progress, f"playing a step of {batch:,} sequences", number / len(sizes))
+        laid = with_batch(setup.laid, batch)
+        alike = np.array_equal(laid.traffic.kind, setup.laid.traffic.kind)
+        quotient, pace = (setup.quotient, setup.pace) if alike else folded(laid)
+        found.append((batch, steps, play_step(compile_setup(laid, quotient, pace)).step_time))
+    return found
 
 
 def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
@@ -281,8 +280,8 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
     )
 
 
-def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -> Result:
-    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it."""
+def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, ramp: Sizes) -> Result:
+    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it.  ramp: of `play_ramp`."""
     laid = setup.laid
     scenario, plan, cluster, job = laid.scenario, laid.plan, laid.cluster, laid.scenario.job
     tokens = float(job.global_batch * job.sequence_length)
@@ -352,6 +351,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
         assumptions=assumptions,
         notes=[*no_effects(scenario, plan), *silent_shares(job, cluster, laid.shares)],
         shares=told_shares(cluster, laid.shares),
+        ramp=ramp,
         mix=mix(cluster, laid.shares, job.precision, record),
         chosen=setup.chosen,
         pinned=None if setup.pace is None else setup.pace.pinned,

@@ -119,6 +119,13 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
         ),
         ("power", "", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step"),
     ]
+    if result.ramp is not None:
+        ramp = result.ramp
+        more = (
+            f"{format_time(abs(ramp['extra_s']))} {'more' if ramp['extra_s'] >= 0 else 'less'} than at the full batch"
+        )
+        what = f"{ramp['steps']:,} steps from {ramp['sizes'][0]['global_batch']:,} sequences on: "
+        facts.append(("batch ramp", "", f"{what}{format_time(ramp['time_s'])}, {more}"))
     if result.time_to_train_s is not None:
         facts.append(("time to train", "", format_time(result.time_to_train_s)))
     return facts

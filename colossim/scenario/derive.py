@@ -7,7 +7,8 @@ import math
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
 from colossim.scenario.plan import NodeLimit, Plan
-from colossim.scenario.rules import MOST_PASSES, Report, check, counted_layers, divisors, near_divisors
+from colossim.scenario.ramp import stretches
+from colossim.scenario.rules import MOST_PASSES, MOST_SIZES, Report, check, counted_layers, divisors, near_divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
 __all__ = ["Plan", "derive", "no_effects"]
@@ -26,6 +27,7 @@ def derive(scenario: Scenario) -> Plan:
     micro_batches = _micro_batches(job, data, report) if data else 0
     if micro_batches:
         _check_group_shares(job, micro_batches * job.micro_batch, report)
+        _check_ramp(job, data, report)
     _check_sharding_group(job, data, report)
     if problems:
         raise ScenarioError(problems)
@@ -217,6 +219,37 @@ def _check_group_shares(job: JobSpec, sequences: int, report: Report) -> None:
             report(field, f"{sequences} sequences a replica are no whole number of {what}: {would} would")
         elif size < job.micro_batch:
             _check_passes(job, sequences // size, field, report)
+
+
+def _check_ramp(job: JobSpec, data: int, report: Report) -> None:
+    """Every batch size that the ramp steps through is one that the replicas can share."""
+    ramp, batch, field = job.batch_ramp, job.global_batch, "job.batch_ramp"
+    if ramp is None:
+        return
+    if ramp.start >= batch:
+        report(f"{field}.start", f"{ramp.start:,} is no less than the global batch of {batch:,}: less would do")
+    elif (batch - ramp.start) % ramp.increment:
+        would = near_divisors(batch - ramp.start, ramp.increment)
+        message = (
+            f"{ramp.increment:,} does not divide {batch:,} - {ramp.start:,} = {batch - ramp.start:,}: {would} would"
+        )
+        report(f"{field}.increment", message)
+    elif ramp.samples % 1:
+        report(f"{field}.samples", f"{ramp.samples:g} is no whole number of sequences")
+    elif (many := (batch - ramp.start) // ramp.increment) > MOST_SIZES:
+        fewer = min(size for size in divisors(batch - ramp.start) if (batch - ramp.start) // size <= MOST_SIZES)
+        message = f"makes {many:,} batch sizes, each of which is played: at most {MOST_SIZES}: {fewer:,} would do"
+        report(f"{field}.increment", message)
+    else:
+        wrong: list[str] = []
+        for size, _ in stretches(ramp, batch):
+            smaller = job.model_copy(update={"global_batch": size})
+            each = _micro_batches(smaller, data, lambda _, message: wrong.append(message))
+            if each:
+                _check_group_shares(smaller, each * job.micro_batch, lambda _, message: wrong.append(message))
+            if wrong:
+                report(field, f"its step of {size:,} sequences: {wrong[0]}")
+                return
 
 
 def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:

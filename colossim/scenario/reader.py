@@ -40,6 +40,7 @@ _FREE: dict[Path_, Any] = {
             "recompute",
             "balance",
             "groups",
+            "batch_ramp",
             "overlap",
             "bucket",
             "tokens",

@@ -21,6 +21,8 @@ MOST_STEPS = 1_000_000
 MOST_LAYERS = 10_000
 #: Passes of all stages: each takes tens of events, and some kB.
 MOST_PASSES = 1_000_000
+#: Batch sizes of a ramp: each is a step to play.
+MOST_SIZES = 256
 #: A queue pair takes about 0.5 kB, and some microseconds.
 MOST_FLOWS = 20_000_000
 

@@ -166,6 +166,14 @@ class Overlap(Facts):
     expert: bool = Field(default=False, description="expert all-to-all beside the shared MLP")
 
 
+class BatchRamp(Facts):
+    """How the global batch grows at the beginning of a run (Megatron's --rampup-batch-size)."""
+
+    start: Positive = Field(description="sequences of the first step")
+    increment: Positive = Field(description="sequences by which it grows at a time")
+    samples: SomeCount = Field(description="sequences after which it is full")
+
+
 class GroupSettings(Facts):
     """Settings of the replicas that stand on nodes of one type alone; what is absent is the job's."""
 
@@ -183,6 +191,7 @@ class JobSpec(Facts):
     )
     sequence_length: Positive = Field(description="tokens of a sequence")
     global_batch: Positive = Field(description="sequences a step")
+    batch_ramp: BatchRamp | None = Field(default=None, description="smaller batches first; counts in the time to train")
     micro_batch: Positive = Field(default=1, description="sequences a pipeline slot")
     precision: Precision = Field(default="bf16", description="of the matrix products")
     parallelism: Parallelism = Field(default=Parallelism(), description="how the job is cut")
