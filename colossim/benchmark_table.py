@@ -17,7 +17,7 @@ from colossim.cluster import Cluster, build_cluster
 from colossim.errors import ScenarioError, SimulationError
 from colossim.options import TYPES, pick, wrong
 from colossim.scenario.schema import Scenario
-from colossim.simulation import library_of
+from colossim.site import library_of
 from colossim.units import format_rate
 
 #: Types that NCCL's kernels don't reduce in the NVSwitch.

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.cluster import Cluster, GraphCluster, build_cluster
-from colossim.errors import ScenarioError
+from colossim.cluster import Cluster, GraphCluster
 from colossim.jobs import stand
-from colossim.scenario.derive import Plan, derive, no_effects
+from colossim.mix import silent_shares, told_shares
+from colossim.result.summary import said_share
+from colossim.scenario.derive import Plan, no_effects
 from colossim.scenario.schema import JobSpec, Scenario, TrafficSpec
-from colossim.simulation import library_of, place_job, stage_capacity, storage_tiers, used_operations
-from colossim.traffic import Traffic, build_traffic, describe
+from colossim.shares import Shares
+from colossim.simulation import LaidOut, fitting, lay_out, memory_of_kinds
+from colossim.traffic import Traffic, describe
 from colossim.units import format_count, format_rate, format_size
-from colossim.workload.build import build_programs
-from colossim.workload.memory import Memory, memory_by_stage, suggestions
+from colossim.workload.memory import Memory
+from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import active_parameters, parameters
 
 Section = dict[str, str]
@@ -32,32 +36,24 @@ def explain(scenario: Scenario) -> dict[str, Section]:
     if scenario.jobs:
         sections: dict[str, Section] = {}
         for standing, i in zip(stand(scenario, fits=False), range(len(scenario.jobs)), strict=True):
-            own = _sections(scenario.alone(i), standing.laid.plan, standing.laid.cluster)
+            own = _sections(scenario.alone(i), standing.laid)
             sections |= {title if title == "cluster" else f"{standing.name}: {title}": own[title] for title in own}
         return sections
-    try:
-        plan = derive(scenario)
-        cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
-        return _sections(scenario, plan, cluster)
-    except ScenarioError as error:
-        raise scenario.located(error) from None
+    return _sections(scenario, lay_out(scenario, must_fit=False))
 
 
-def _sections(scenario: Scenario, plan: Plan, cluster: Cluster) -> dict[str, Section]:
+def _sections(scenario: Scenario, laid: LaidOut) -> dict[str, Section]:
     """One job's."""
-    job = scenario.job
-    operations = used_operations(build_programs(plan, job))
-    able, tiers = library_of(cluster, job).able, storage_tiers(scenario)
-    traffic = build_traffic(cluster, plan, operations=operations, algorithms=able, storage_tiers=tiers)
+    plan, cluster, traffic = laid.plan, laid.cluster, laid.traffic
     sections = {
         "cluster": _cluster(scenario, cluster, traffic),
-        "job": _job(job, plan),
-        "memory a GPU": _memory(scenario, plan, cluster),
+        "job": _job(scenario.job, plan, told_shares(cluster, laid.shares)),
+        "memory a GPU": _memory(scenario, laid),
         "who talks over what": {c.name: describe(c, cluster, plan.world) for c in traffic.channels},
     }
     if scenario.traffic is not None:
         sections["traffic"] = _offered(scenario.traffic)
-    notes = no_effects(scenario, plan)
+    notes = [*no_effects(scenario, plan), *silent_shares(scenario.job, cluster, laid.shares)]
     if notes:
         sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
     return sections
@@ -102,13 +98,14 @@ def _offered(traffic: TrafficSpec) -> Section:
     return {"played": "the fabric alone, in place of a step", "pattern": f"{traffic.pattern}, {flows}"}
 
 
-def _job(job: JobSpec, plan: Plan) -> Section:
+def _job(job: JobSpec, plan: Plan, shares: Sequence[dict[str, Any]]) -> Section:
     model = job.model
     spares = ", ".join(f"{count:,} x {name}" for name, count in plan.spares) or "none"
     total, active = format_count(parameters(model)), format_count(active_parameters(model))
     layout = f"tensor {plan.tensor} x context {plan.context} x pipeline {plan.pipeline} x data {plan.data:,}"
     kinds = ((job.parallelism.context_style, plan.context > 1), (f"expert {plan.expert}", plan.expert > 1))
     tokens = format_count(job.global_batch * job.sequence_length)
+    micro_batches = "; ".join(said_share(row, alone=len(shares) == 1) for row in shares)
     uneven = len(set(plan.layers)) > 1
     each = ", ".join(
         str(count) if many == 1 else f"{many} x {count}"
@@ -120,21 +117,33 @@ def _job(job: JobSpec, plan: Plan) -> Section:
         "world": f"{plan.world:,} ranks of {plan.gpus:,} GPUs; spare nodes: {spares}",
         "layout": layout + "".join(f" ({what})" for what, shown in kinds if shown),
         "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {tokens} tokens",
-        "micro-batches": f"{plan.micro_batches} a replica, {plan.micro_batch} sequence(s) each, {plan.chunks} chunk(s) a stage",
+        "micro-batches": f"{micro_batches}, {plan.chunks} chunk(s) a stage",
     } | ({"layers": f"{each}, in the order of the model"} if uneven else {})
 
 
-def _memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
-    capacity = stage_capacity(plan, cluster)
-    stages = memory_by_stage(plan, scenario.job)
-    section = {f"stage {i}": _stage(stages[i], capacity[i]) for i in sorted({0, plan.pipeline // 2, plan.pipeline - 1})}
-    over = max(m.peak - limit for m, limit in zip(stages, capacity, strict=True))
-    if over <= 0:
+def _memory(scenario: Scenario, laid: LaidOut) -> Section:
+    held = memory_of_kinds(laid.plan, laid.cluster, laid.shares)
+    shown = {0, laid.plan.pipeline // 2, laid.plan.pipeline - 1}
+    section = {
+        f"stage {memory.stage}" + _whose(kind, laid.shares): _stage(memory, limit)
+        for kind, memory, limit in held
+        if memory.stage in shown
+    }
+    worst, memory, limit = max(held, key=lambda item: item[1].peak - item[2])
+    if memory.peak <= limit:
         section["verdict"] = "fits"
     else:
-        fixes = "; ".join(suggestions(scenario, min(capacity))) or "more GPUs a replica"
-        section["verdict"] = f"doesn't fit, by {format_size(over)}; would fit with: {fixes}"
+        fixes = "; ".join(fitting(scenario, worst, min(c for k, _, c in held if k is worst))) or "more GPUs a replica"
+        section["verdict"] = f"doesn't fit, by {format_size(memory.peak - limit)}; would fit with: {fixes}"
     return section
+
+
+def _whose(kind: ReplicaKind, shares: Shares) -> str:
+    """Which replicas are meant, where there are several kinds."""
+    if len(shares.kinds) == 1:
+        return ""
+    own = f" of {kind.settings}'s settings" if kind.settings else ""
+    return f", {kind.plan.micro_batches} x {kind.plan.micro_batch}{own}"
 
 
 def _stage(memory: Memory, capacity: float) -> str:

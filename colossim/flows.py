@@ -323,3 +323,20 @@ def _by_class(rates: Floats, colours: Ints, typical: NDArray[np.bool_]) -> Float
     size = np.bincount(colours, minlength=typical.size)
     mean = size / np.maximum(np.bincount(colours, weights=1.0 / rates, minlength=typical.size), 1e-300)
     return np.where(typical & np.isfinite(slowest), mean, slowest)
+
+
+def pinned_assumptions(pace: Pace, routing: str) -> list[str]:
+    """What an answer under pinned routing leaves out."""
+    pinned = pace.pinned
+    found = []
+    replicas = int(pinned.replicas.max()) + 1
+    if any(typical.any() for typical in pace.typical):
+        found.append(
+            f"routing {routing}: the {SAMPLED} of {replicas:,} replicas with the slowest flows are played, the others move "
+            "at their mean"
+        )
+    if pinned.sprayed:
+        found.append(
+            f"routing {routing}: the messages of {', '.join(pinned.sprayed)} are too many to be told apart and are sprayed"
+        )
+    return found

@@ -17,6 +17,7 @@ from colossim.cluster import Cluster, build_cluster
 from colossim.cluster.placement import Wish, place
 from colossim.engine.step import play
 from colossim.errors import Problem, ScenarioError
+from colossim.flows import pinned_assumptions
 from colossim.fold import fold
 from colossim.legs import Gate, Leg
 from colossim.quotient import Quotient
@@ -28,19 +29,16 @@ from colossim.segments import Compiler
 from colossim.simulation import (
     LaidOut,
     Progress,
-    check_memory,
     compile_setup,
-    kernel_pricer,
-    library_of,
-    pinned_assumptions,
+    lay_onto,
+    play_ramp,
     play_step,
+    pricer_of,
     result_of,
-    storage_tiers,
-    used_operations,
-    writes_of,
 )
+from colossim.site import storage_tiers, writes_of
 from colossim.traffic import Share, join_traffic
-from colossim.workload.build import build_programs
+from colossim.workload.program import used_operations
 
 #: Steps of the slowest job that are played together.
 STEPS = 2
@@ -76,16 +74,11 @@ def stand(scenario: Scenario, *, fits: bool = True) -> list[Standing]:
     for job, view, plan, own in zip(scenario.jobs, views, plans, nodes, strict=True):
         # Alone it stands on the same nodes, which are then the first.
         alone = cluster.placed(_first(own, cluster.nodes))
-        if fits:
-            check_memory(view, plan, alone)
-        programs = build_programs(plan, view.job)
-        library = library_of(cluster, view.job)
-        share = Share(plan, first, used_operations(programs), library.able)
         try:
-            traffic = join_traffic(alone, [replace(share, first=0)], storage_tiers(scenario))
+            laid = lay_onto(view, plan, alone, must_fit=fits)
         except ScenarioError as error:
             raise view.located(error) from None
-        laid = LaidOut(view, plan, alone, programs, traffic, library)
+        share = Share(plan, first, used_operations(laid.shares.programs), laid.library.able, laid.shares.kind_of_rank)
         standings.append(Standing(job.name, laid, share, cluster))
         first += int(sizes[own].sum())
     return standings
@@ -133,7 +126,8 @@ def simulate_jobs(scenario: Scenario, progress: Progress | None = None) -> JobsR
         setup = compile_setup(standing.laid, quotient, pace)
         prepared = time.perf_counter()
         record = play_step(setup)
-        alone.append(result_of(setup, record, prepared - ready, time.perf_counter() - prepared))
+        played = time.perf_counter()
+        alone.append(result_of(setup, record, prepared - ready, played - prepared, play_ramp(setup)))
     if progress is not None:
         progress("all together", len(standings) / (len(standings) + 1))
     together, classes, notes = _together(scenario, standings, [result.step_time_s for result in alone])
@@ -184,14 +178,15 @@ def _together(
         mine = [i for i, kind in enumerate(quotient.ranks) if stages[0] <= kind.stage <= stages[1]]
         overlap = laid.scenario.job.software.overlap
         compiler = Compiler(
-            quotient, laid.library, kernel_pricer(laid), (overlap.compute, overlap.transfer), job=job, stages=stages
+            quotient, laid.library, pricer_of(laid), (overlap.compute, overlap.transfer), job=job, stages=stages
         )
         # Nothing is in flight at a gate: whom nobody disturbs plays the same step again.
         gates.append([Gate(len(mine)) for _ in range(count if job in meeting else 1)])
         for i in mine:
             kind = quotient.ranks[i]
-            one = compiler.compile(laid.programs[kind.stage - before], kind)
-            legs[i] = _repeated(one, laid.plan.micro_batches, gates[-1])
+            own = laid.shares.kinds[kind.kind]
+            one = compiler.compile(own.programs[kind.stage - before], kind)
+            legs[i] = _repeated(one, own.plan.micro_batches, gates[-1])
         before += laid.plan.pipeline
     overlap = standings[0].laid.scenario.job.software.overlap
     play(

@@ -2,8 +2,9 @@
 
 The classes are an **equitable partition**: links of a class have the same capacity and the same summed weight from each
 class of groups; groups of a class touch the same set of link classes and have members of the same set of rank classes;
-ranks of a class run the same program on the same hardware and belong to groups of the same classes. In progressive
-filling all flows of a class then see the same loads and freeze together, so every event happens when it would unfolded.
+ranks of a class run the same program (stage and kind of replica) on the same hardware and belong to groups of the same
+classes. In progressive filling all flows of a class then see the same loads and freeze together, so every event happens
+when it would unfolded.
 One pass of signatures is not enough: classes are refined on hashed arrays until they stand still.
 """
 
@@ -157,7 +158,7 @@ def refine(
     in other classes.  most_rounds stops early, which is *wrong* and exists for the test that shows so.
     """
     static = _static(traffic, bundles)
-    start = _mix(traffic.stage, 1) + _mix(traffic.hardware, 2)
+    start = _mix(traffic.stage, 1) + _mix(traffic.hardware, 2) + _mix(traffic.kind, 4)
     rank, ranks = _colours(start if apart is None else start + _mix(apart, 3))
     groups: list[Ints] = [np.zeros(channel.groups, np.int32) for channel in traffic.channels]
     counts: tuple[int, ...] = ()

@@ -49,13 +49,17 @@ class LinkClass:
 
 @dataclass(frozen=True)
 class RankClass:
-    """Ranks that behave alike. groups: the class of their group in each (channel, role), -1 where they have none."""
+    """Ranks that behave alike. groups: the class of their group in each (channel, role), -1 where they have none.
+
+    kind: of their replica, which says what they play.
+    """
 
     stage: int
     hardware: int
     count: int
     first: int
     groups: tuple[tuple[int, ...], ...]
+    kind: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def quotient(traffic: Traffic, partition: Partition) -> Quotient:
                 tuple(int(partition.groups[number][role[f]]) if role[f] >= 0 else -1 for role in channel.roles)
                 for number, channel in enumerate(traffic.channels)
             ),
+            kind=int(traffic.kind[f]),
         )
         for f, c in zip(rank_first, rank_count, strict=True)
     )

@@ -10,13 +10,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colossim.cluster import Cluster, build_cluster
-from colossim.cluster.placement import Wish, place
 from colossim.collective import Library
 from colossim.engine.chunked_step import (
     Chunking,
@@ -25,23 +24,28 @@ from colossim.engine.chunked_step import (
     refuse_many_messages,
     refuse_pinned_paths,
 )
-from colossim.engine.record import CATEGORIES, StepRecord
+from colossim.engine.record import StepRecord
 from colossim.engine.step import no_collections, play
 from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
-from colossim.flows import SAMPLED, Pace
+from colossim.flows import Pace, pinned_assumptions
 from colossim.fold import fold
 from colossim.legs import Leg
+from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
+from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
-from colossim.scenario.schema import JobSpec, NamedJob, Scenario
+from colossim.scenario.ramp import stretches
+from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
-from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
+from colossim.shares import Shares, equal_shares, shares_by_speed
+from colossim.site import library_of, place_job, storage_tiers, writes_of
+from colossim.traffic import Traffic, build_traffic, stage_of_ranks
 from colossim.units import format_size
-from colossim.workload.build import build_programs, recomputed_layers
-from colossim.workload.kernels import kernel_time
-from colossim.workload.memory import memory_by_stage, suggestions
-from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram
+from colossim.workload.build import recomputed_layers
+from colossim.workload.memory import Memory, memory_by_stage, suggestions
+from colossim.workload.program import Compute, kernel_pricer, used_operations
+from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import (
     model_flops_per_token,
     recomputed_flops_per_token,
@@ -52,12 +56,12 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class LaidOut:
-    """The job on the cluster, before folding."""
+    """The job on the cluster, before folding. plan: of the whole job; each kind of replica in `shares` has its own."""
 
     scenario: Scenario
     plan: Plan
     cluster: Cluster
-    programs: tuple[StageProgram, ...]
+    shares: Shares
     traffic: Traffic
     library: Library
 
@@ -76,29 +80,6 @@ class Setup:
     pace: Pace | None = None
 
 
-def used_operations(programs: tuple[StageProgram, ...]) -> dict[str, frozenset[str]]:
-    """Channel name -> operations that the programs do over it."""
-    found: dict[str, set[str]] = {}
-
-    def note(channel: str, operation: str) -> None:
-        found.setdefault(channel, set()).add(operation)
-
-    seen: set[int] = set()
-    for program in programs:
-        for body in program.bodies:
-            if id(body) in seen:
-                continue
-            seen.add(id(body))
-            for op in body:
-                if isinstance(op, Collective):
-                    note(op.channel, op.operation)
-                elif isinstance(op, Post):
-                    note(op.collective.channel, op.collective.operation)
-                elif isinstance(op, Send | Receive):
-                    note(op.direction, "send")
-    return {channel: frozenset(operations) for channel, operations in found.items()}
-
-
 def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> LaidOut:
     """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and, if it must fit, DoesNotFit."""
     try:
@@ -108,67 +89,52 @@ def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
             refuse_many_gpus(plan.world)
         _tell(progress, "wiring the cluster", 0.0)
         cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
+        _tell(progress, "laying the job onto it", 0.05)
+        return lay_onto(scenario, plan, cluster, must_fit=must_fit)
     except ScenarioError as error:
         raise scenario.located(error) from None
+
+
+def lay_onto(scenario: Scenario, plan: Plan, cluster: Cluster, *, must_fit: bool = True) -> LaidOut:
+    """Lays the job onto the first GPUs of the cluster. Raises ScenarioError and, if it must fit, DoesNotFit."""
     job = scenario.job
-    if must_fit:
-        check_memory(scenario, plan, cluster)
-    programs = build_programs(plan, job)
-    _tell(progress, "laying the job onto it", 0.05)
+    shares = equal_shares(plan, job, cluster)
+    if must_fit and job.balance == "equal":
+        check_memory(scenario, plan, cluster, shares)
     library = library_of(cluster, job)
-    try:
-        traffic = build_traffic(
-            cluster,
-            plan,
-            operations=used_operations(programs),
-            algorithms=library.able,
-            storage_tiers=storage_tiers(scenario),
-        )
-    except ScenarioError as error:
-        raise scenario.located(error) from None
-    return LaidOut(scenario, plan, cluster, programs, traffic, library)
-
-
-def storage_tiers(scenario: Scenario) -> int:
-    """Tiers of switches that writes to storage pass; 0 if there are none."""
-    storage = scenario.cluster.storage
-    return 0 if storage is None else STORAGE_TIERS[storage.tier]
-
-
-def writes_of(scenario: Scenario) -> float:
-    """Bytes/s that every rank writes to storage; 0 if there is none."""
-    storage = scenario.cluster.storage
-    return 0.0 if storage is None else storage.write
-
-
-def place_job(cluster: Cluster, plan: Plan, scenario: Scenario) -> Cluster:
-    """The cluster with the job's nodes first, in the order in which its ranks take them. Raises ScenarioError."""
-    if scenario.job.placement == "packed":
-        return cluster
-    sizes = np.array([t.gpus for t in cluster.node_types])[cluster.node_type]
-    name = scenario.job.name if isinstance(scenario.job, NamedJob) else ""
-    (own,) = place([Wish(name, plan.world, scenario.job.placement, "job.placement")], sizes, scenario.run.seed)
-    rest = np.ones(cluster.nodes, dtype=bool)
-    rest[own] = False
-    return cluster.placed(np.concatenate([own, np.flatnonzero(rest)]))
-
-
-def library_of(cluster: Cluster, job: JobSpec) -> Library:
-    """The job's communication library on the cluster's machines."""
-    able: set[str] = set(job.software.algorithms)
-    if not cluster.fabric.sharp:
-        able.discard("collnet")
-    if any(node.nvls is None for node in cluster.node_types):
-        able -= {"nvls", "collnet"}
-    if job.collectives_algorithm not in ("auto", "nvls", "collnet"):
-        able.add(job.collectives_algorithm)
-    return Library(
-        nodes=cluster.node_types,
-        link=cluster.fabric.link,
-        able=frozenset(able),
-        algorithm=job.collectives_algorithm,
-        protocol=job.collectives_protocol,
+    traffic = build_traffic(
+        cluster,
+        plan,
+        operations=used_operations(shares.programs),
+        algorithms=library.able,
+        kind=shares.kind_of_rank,
+        storage_tiers=storage_tiers(scenario),
     )
+    laid = balanced(LaidOut(scenario, plan, cluster, shares, traffic, library))
+    if must_fit and job.balance == "speed":
+        check_memory(scenario, plan, cluster, laid.shares)
+    return laid
+
+
+def balanced(laid: LaidOut) -> LaidOut:
+    """The job with the shares that it asks for, laid out with equal ones. Raises ScenarioError."""
+    job = laid.scenario.job
+    if job.balance == "equal":
+        return laid
+    shares = shares_by_speed(laid.plan, job, laid.cluster, laid.traffic, laid.library, laid.shares)
+    return replace(laid, shares=shares, traffic=replace(laid.traffic, kind=shares.kind_of_rank))
+
+
+def with_batch(laid: LaidOut, batch: int) -> LaidOut:
+    """The same job on the same GPUs with another global batch."""
+    job = laid.scenario.job
+    parallelism = job.parallelism.model_copy(update={"data": laid.plan.data})
+    job = job.model_copy(update={"global_batch": batch, "batch_ramp": None, "parallelism": parallelism})
+    scenario = laid.scenario.model_copy(update={"job": job})
+    plan = derive(scenario)
+    shares = equal_shares(plan, job, laid.cluster)
+    traffic = replace(laid.traffic, kind=shares.kind_of_rank)
+    return balanced(LaidOut(scenario, plan, laid.cluster, shares, traffic, laid.library))
 
 
 def _tell(progress: Progress | None, what: str, share: float) -> None:
@@ -176,19 +142,9 @@ def _tell(progress: Progress | None, what: str, share: float) -> None:
         progress(what, share)
 
 
-def kernel_pricer(laid: LaidOut) -> Callable[[Compute, int], float]:
-    """Seconds of an operation's kernels on a node type, remembered."""
-    job, nodes = laid.scenario.job, laid.cluster.node_types
-    seconds: dict[tuple[int, int], float] = {}
-
-    def kernel_seconds(op: Compute, node: int) -> float:
-        # Programs share their operations, and live as long as this: an operation's id is a key.
-        key = (id(op), node)
-        if key not in seconds:
-            seconds[key] = sum(kernel_time(kernel, nodes[node].gpu, job.precision) for kernel in op.kernels)
-        return seconds[key]
-
-    return kernel_seconds
+def pricer_of(laid: LaidOut) -> Callable[[Compute, int], float]:
+    """Seconds of an operation's kernels on a node type."""
+    return kernel_pricer([node.gpu for node in laid.cluster.node_types], laid.scenario.job.precision)
 
 
 def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -> Setup:
@@ -196,9 +152,15 @@ def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -
     overlap = laid.scenario.job.software.overlap
     fluid = laid.scenario.run.collectives == "fluid"
     slowdowns = (overlap.compute, overlap.transfer)
-    compiler = Compiler(quotient, laid.library, kernel_pricer(laid), slowdowns, absorb=fluid)
-    legs = [compiler.compile(laid.programs[kind.stage], kind) for kind in quotient.ranks]
+    compiler = Compiler(quotient, laid.library, pricer_of(laid), slowdowns, absorb=fluid)
+    legs = [compiler.compile(laid.shares.kinds[rank.kind].programs[rank.stage], rank) for rank in quotient.ranks]
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
+
+
+def folded(laid: LaidOut) -> tuple[Quotient, Pace | None]:
+    """The job folded as its scenario says. Raises TooManyClasses."""
+    run = laid.scenario.run
+    return fold(laid.traffic, "off" if run.collectives == "chunked" else run.fold, run.seed)
 
 
 def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Setup:
@@ -206,7 +168,7 @@ def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
     laid = lay_out(scenario, progress, must_fit=must_fit)
     _tell(progress, "folding", 0.3)
     chunked = scenario.run.collectives == "chunked"
-    quotient, pace = fold(laid.traffic, "off" if chunked else scenario.run.fold, scenario.run.seed)
+    quotient, pace = folded(laid)
     _tell(progress, "compiling", 0.9)
     setup = compile_setup(laid, quotient, pace)
     if chunked:
@@ -216,33 +178,51 @@ def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
     return setup
 
 
-def stage_capacity(plan: Plan, cluster: Cluster) -> list[float]:
-    """(stages,) bytes of the smallest GPU of each pipeline stage."""
+def stage_capacity(plan: Plan, cluster: Cluster, shares: Shares) -> NDArray[np.float64]:
+    """(kinds, stages) bytes of the smallest GPU of each pipeline stage of the replicas of each kind."""
     memory = np.array([t.gpu.memory for t in cluster.node_types])[cluster.gpu_type[: plan.world]]
-    stage = stage_of_ranks(plan)
-    smallest = np.full(plan.pipeline, np.inf)
-    np.minimum.at(smallest, stage, memory)
-    return [float(limit) for limit in smallest]
+    smallest = np.full((len(shares.kinds), plan.pipeline), np.inf)
+    np.minimum.at(smallest, (shares.kind_of_rank, stage_of_ranks(plan)), memory)
+    return smallest
 
 
-def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
+def memory_of_kinds(plan: Plan, cluster: Cluster, shares: Shares) -> list[tuple[ReplicaKind, Memory, float]]:
+    """Each kind of replicas and stage: what it holds, and bytes of its smallest GPU."""
+    return [
+        (kind, memory, float(limit))
+        for kind, limits in zip(shares.kinds, stage_capacity(plan, cluster, shares), strict=True)
+        for memory, limit in zip(memory_by_stage(kind.plan, kind.job), limits, strict=True)
+    ]
+
+
+def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster, shares: Shares) -> None:
     """Raises DoesNotFit for a job that a GPU cannot hold: which stage, by how much, and what would fit."""
-    capacity = stage_capacity(plan, cluster)
-    over = [(m.peak - limit, m, limit) for m, limit in zip(memory_by_stage(plan, scenario.job), capacity, strict=True)]
-    worst, memory, limit = max(over, key=lambda item: item[0])
+    held = memory_of_kinds(plan, cluster, shares)
+    kind, memory, limit = max(held, key=lambda item: item[1].peak - item[2])
+    worst = memory.peak - limit
     if worst <= 0:
         return
-    fixes = suggestions(scenario, min(capacity))
+    fixes = fitting(scenario, kind, min(limit for other, _, limit in held if other is kind))
     advice = (
         "; ".join(fixes) if fixes else "no change of up to three settings would: more GPUs a replica, or larger ones"
     )
+    where = f" with the settings of job.groups.{kind.settings}" if kind.settings else ""
     raise DoesNotFit(
-        f"the model doesn't fit: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
+        f"the model doesn't fit{where}: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
         f"{format_size(worst)} more than its {format_size(limit)} (parameters {format_size(memory.parameters)}, gradients "
         f"{format_size(memory.gradients)}, optimizer {format_size(memory.optimizer)}, activations "
         f"{format_size(memory.activations)}, optimizer's step {format_size(memory.update)}, workspace "
         f"{format_size(memory.workspace)}). What would fit: {advice}"
     )
+
+
+def fitting(scenario: Scenario, kind: ReplicaKind, capacity: float) -> list[str]:
+    """Changes that make a kind of replicas fit into GPUs of `capacity` bytes: of a group's own settings where it has them."""
+    found = suggestions(scenario.model_copy(update={"job": kind.job.model_copy(update={"groups": {}})}), capacity)
+    for key, own in scenario.job.groups[kind.settings] if kind.settings else ():
+        if own is not None:
+            found = [text.replace(f"--set job.{key}=", f"--set job.groups.{kind.settings}.{key}=") for text in found]
+    return found
 
 
 @no_collections()
@@ -265,10 +245,25 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: 
             setup = prepare(scenario, progress, must_fit=must_fit)
             ready = time.perf_counter()
             record = play_step(setup, progress)
+            done = time.perf_counter()
+            ramp = play_ramp(setup, progress)
     except (FloatingPointError, OverflowError):
         raise SimulationError("a quantity of the scenario is too large or too small to reckon with") from None
-    done = time.perf_counter()
-    return result_of(setup, record, ready - began, done - ready)
+    return result_of(setup, record, ready - began, done - ready, ramp)
+
+
+def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int, int, float]]:
+    """(sequences a step, steps, s a step) of each batch size of the ramp: one step of each is played."""
+    job = setup.laid.scenario.job
+    sizes = stretches(job.batch_ramp, job.global_batch) if job.batch_ramp else []
+    found = []
+    for number, (batch, steps) in enumerate(sizes):
+        _tell(progress, f"playing a step of {batch:,} sequences", number / len(sizes))
+        laid = with_batch(setup.laid, batch)
+        alike = np.array_equal(laid.traffic.kind, setup.laid.traffic.kind)
+        quotient, pace = (setup.quotient, setup.pace) if alike else folded(laid)
+        found.append((batch, steps, play_step(compile_setup(laid, quotient, pace)).step_time))
+    return found
 
 
 def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
@@ -286,23 +281,30 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
     )
 
 
-def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -> Result:
-    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it."""
+def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, ramp: Sizes) -> Result:
+    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it.  ramp: of `play_ramp`."""
     laid = setup.laid
     scenario, plan, cluster, job = laid.scenario, laid.plan, laid.cluster, laid.scenario.job
     tokens = float(job.global_batch * job.sequence_length)
     needed = model_flops_per_token(job.model, job.sequence_length)
-    again = recomputed_flops_per_token(
-        job.model,
-        job.sequence_length,
-        job.recompute,
-        job.software.attention,
-        recomputed_layers(plan, job),
-        job.software.fusions,
+    again = sum(
+        kind.replicas
+        * kind.sequences
+        * job.sequence_length
+        * recomputed_flops_per_token(
+            job.model,
+            job.sequence_length,
+            kind.job.recompute,
+            job.software.attention,
+            recomputed_layers(kind.plan, kind.job),
+            job.software.fusions,
+        )
+        for kind in laid.shares.kinds
     )
     peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
-    capacity = stage_capacity(plan, cluster)
-    memory = max(zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1])
+    memory = max(
+        (held[1:] for held in memory_of_kinds(plan, cluster, laid.shares)), key=lambda item: item[0].peak / item[1]
+    )
     quotient = setup.quotient
     assumptions = list(scenario.assumptions)
     if setup.pace is not None:
@@ -333,7 +335,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
             "stage": memory[0].stage,
         },
         model_flops_per_step=needed * tokens,
-        hardware_flops_per_step=(needed + again) * tokens,
+        hardware_flops_per_step=needed * tokens + again,
         peak_flops_per_gpu=float(peaks[cluster.gpu_type[: plan.world]].mean()),
         tokens_per_step=tokens,
         classes={
@@ -348,51 +350,10 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
         wall_s=wall_s,
         peak_memory_bytes=float(peak_memory),
         assumptions=assumptions,
-        notes=no_effects(scenario, plan),
-        mix=mix(setup, record),
+        notes=[*no_effects(scenario, plan), *silent_shares(job, cluster, laid.shares)],
+        shares=told_shares(cluster, laid.shares),
+        ramp=ramp,
+        mix=mix(cluster, laid.shares, job.precision, record),
         chosen=setup.chosen,
         pinned=None if setup.pace is None else setup.pace.pinned,
     )
-
-
-def pinned_assumptions(pace: Pace, routing: str) -> list[str]:
-    """What an answer under pinned routing leaves out."""
-    pinned = pace.pinned
-    found = []
-    replicas = int(pinned.replicas.max()) + 1
-    if any(typical.any() for typical in pace.typical):
-        found.append(
-            f"routing {routing}: the {SAMPLED} of {replicas:,} replicas with the slowest flows are played, the others move "
-            "at their mean"
-        )
-    if pinned.sprayed:
-        found.append(
-            f"routing {routing}: the messages of {', '.join(pinned.sprayed)} are too many to be told apart and are sprayed"
-        )
-    return found
-
-
-def mix(setup: Setup, record: StepRecord) -> dict[str, Any] | None:
-    """What a job of several node types costs itself; None if there is one type.
-
-    For each type: seconds of the same work (the kernels of a stage in the middle), and the mean seconds a step that its
-    ranks wait for others: slower members of a collective, and neighbour stages. The slowest type at the same work sets
-    the pace.
-    """
-    laid = setup.laid
-    nodes, precision = laid.cluster.node_types, laid.scenario.job.precision
-    present = sorted({kind.hardware for kind in setup.quotient.ranks})
-    if len(present) < 2:
-        return None
-    program = laid.programs[laid.plan.pipeline // 2]
-    work = [op for p in program.passes for op in p.body if isinstance(op, Compute)]
-    waits = [CATEGORIES.index("straggler"), CATEGORIES.index("pipeline_bubble")]
-    rows = {}
-    for index in present:
-        node = nodes[index]
-        own = [timeline for timeline in record.timelines if timeline.hardware == node.name]
-        count = sum(timeline.count for timeline in own)
-        waited = sum(timeline.count * float(timeline.seconds()[waits].sum()) for timeline in own) / count
-        kernels = sum(kernel_time(kernel, node.gpu, precision) for op in work for kernel in op.kernels)
-        rows[node.name] = {"same_work_s": kernels, "waits_s": waited}
-    return {"types": rows, "pace": max(rows, key=lambda name: rows[name]["same_work_s"])}

@@ -68,6 +68,7 @@ class Traffic:
     """The job on the cluster, as arrays. R ranks on GPUs 0..R-1; of several jobs their ranks, and idle GPUs between them.
 
     stage: (R,) pipeline stage, counted on from job to job.  hardware: (R,) node type.
+    kind: (R,) kind of replica within the job: ranks of different kinds play different programs.
     capacity: (links,) bytes/s of every link of the cluster.
     slack: (links,) bool: bundles that can never bind.  aligned: whether pipeline stages end where pods end.
     """
@@ -80,6 +81,7 @@ class Traffic:
     capacity: Floats
     slack: NDArray[np.bool_]
     aligned: bool
+    kind: Ints
 
     def channel(self, name: str, algorithm: str | None = None) -> Channel | None:
         """The channel of this name (and algorithm, else the first), or None if no group of it has two members."""
@@ -155,9 +157,14 @@ def group_members(plan: Plan) -> dict[str, Ints]:
 
 def stage_of_ranks(plan: Plan) -> Ints:
     """(world,) pipeline stage of every rank."""
-    before = plan.order[: plan.order.index("pipeline")]
-    stride = math.prod(plan.axes[axis] for axis in before)
-    return (np.arange(plan.world, dtype=np.int32) // np.int32(stride)) % np.int32(plan.pipeline)
+    return along(plan, "pipeline")
+
+
+def along(plan: Plan, axis: str) -> Ints:
+    """(world,) every rank's place on one axis of `order`."""
+    before = plan.order[: plan.order.index(axis)]
+    stride = math.prod(plan.axes[name] for name in before)
+    return (np.arange(plan.world, dtype=np.int32) // np.int32(stride)) % np.int32(plan.axes[axis])
 
 
 def describe(channel: Channel, cluster: Cluster, ranks: int) -> str:
@@ -201,12 +208,14 @@ class Share:
     """What one job asks of the cluster. first: the GPU of its first rank.
 
     operations: those that its programs use, by channel name.  algorithms: those that its collectives may run beside a ring.
+    kind: (world,) kind of replica of each of its ranks.
     """
 
     plan: Plan
     first: int
     operations: Mapping[str, frozenset[str]]
     algorithms: frozenset[str]
+    kind: Ints
 
 
 def build_traffic(
@@ -215,10 +224,12 @@ def build_traffic(
     *,
     operations: Mapping[str, frozenset[str]],
     algorithms: frozenset[str],
+    kind: Ints | None = None,
     storage_tiers: int = 0,
 ) -> Traffic:
     """Lays one job onto the cluster's first GPUs; arguments as in `Share` and `join_traffic`."""
-    return join_traffic(cluster, [Share(plan, 0, operations, algorithms)], storage_tiers)
+    kind = np.zeros(plan.world, np.int32) if kind is None else kind
+    return join_traffic(cluster, [Share(plan, 0, operations, algorithms, kind)], storage_tiers)
 
 
 def join_traffic(cluster: Cluster, shares: Sequence[Share], storage_tiers: int = 0) -> Traffic:
@@ -233,9 +244,12 @@ def join_traffic(cluster: Cluster, shares: Sequence[Share], storage_tiers: int =
         footprint = writes.storage(cluster, writers, tiers=storage_tiers)
         channels.append(Channel(STORAGE, "write", 0, writers, (_group_of(writers, ranks),), footprint))
     stage = np.full(ranks, sum(share.plan.pipeline for share in shares), np.int32)
+    kind = np.zeros(ranks, np.int32)
     before = 0
     for share in shares:
-        stage[share.first : share.first + share.plan.world] = stage_of_ranks(share.plan) + np.int32(before)
+        own = slice(share.first, share.first + share.plan.world)
+        stage[own] = stage_of_ranks(share.plan) + np.int32(before)
+        kind[own] = share.kind
         before += share.plan.pipeline
     capacity = cluster.capacity()
     _check_ways(cluster, channels, capacity)
@@ -248,6 +262,7 @@ def join_traffic(cluster: Cluster, shares: Sequence[Share], storage_tiers: int =
         capacity=capacity,
         slack=_slack(cluster, channels, capacity),
         aligned=_aligned(cluster, stage),
+        kind=kind,
     )
 
 

@@ -23,6 +23,7 @@ FLOORS = {
     "collective": 3, "legs": 3, "segments": 3, "messages": 3, "chunks": 3,
     "engine": 4,
     "result": 5, "plot": 5,
+    "shares": 6, "mix": 6, "site": 6,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
     "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6,
     "words": 7, "cli_collectives": 7, "cli_calibrate": 7, "cli": 7, "__main__": 8,
@@ -38,6 +39,10 @@ STAIRS = [
     *[
         ("result", "plot"),
         ("validation", "simulation"),
+        ("mix", "shares"),
+        *[("simulation", below) for below in ("mix", "shares", "site")],
+        ("jobs", "site"),
+        *[("explain", below) for below in ("mix", "shares")],
         ("calibrate", "constants"),
         ("calibrate", "simulation"),
         ("calibrate", "validation"),
@@ -56,7 +61,7 @@ STAIRS = [
             ("cli_calibrate", "words"),
             ("cli", "cli_calibrate"),
         ],
-        *[("benchmark_table", below) for below in ("alone", "options", "simulation")],
+        *[("benchmark_table", below) for below in ("alone", "options", "site")],
     ],
 ]
 LATE = {"matplotlib", "networkx", "pandas"}

@@ -520,7 +520,7 @@ class Plain:
             int(self.laid.traffic.hardware[r]),
             self.laid.scenario.job,
         )
-        program, tags, counts = self.laid.programs[stage], {}, {}
+        program, tags, counts = self.laid.shares.kinds[int(self.laid.traffic.kind[r])].programs[stage], {}, {}
         gpu = self.laid.cluster.node_types[hardware].gpu
         todo = [(op, None) for op in program.prologue]
         todo += [(op, (p.micro_batch, p.chunk)) for p in program.passes for op in p.body]

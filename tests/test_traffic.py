@@ -107,7 +107,7 @@ def test_groups_by_coordinates(changes, name):
 
 def test_only_used_operations_are_built():
     laid = lay_out(load_scenario("two-pods"))
-    assert set(used_operations(laid.programs)) == {"tensor", "data", "forward", "backward"}
+    assert set(used_operations(laid.shares.programs)) == {"tensor", "data", "forward", "backward"}
     assert {c.name for c in laid.traffic.channels} == {"tensor", "data", "forward", "backward"}
 
 

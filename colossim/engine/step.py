@@ -90,12 +90,12 @@ def play(
         [made(number, name, i, kind) for i, kind in enumerate(classes)]
         for number, ((name, _), classes) in enumerate(zip(quotient.channels, quotient.groups, strict=True))
     ]
-    recorded: set[tuple[int, int]] = set()
+    recorded: set[tuple[int, int, int]] = set()
     members = []
     for index, kind in enumerate(quotient.ranks):
         # GPUs between jobs have nothing to play.
-        first_of_its_kind = bool(legs[index]) and (kind.stage, kind.hardware) not in recorded
-        recorded.add((kind.stage, kind.hardware))
+        first_of_its_kind = bool(legs[index]) and (kind.stage, kind.hardware, kind.kind) not in recorded
+        recorded.add((kind.stage, kind.hardware, kind.kind))
         places = tuple(
             tuple(groups[channel][place] if place >= 0 else None for place in roles)
             for channel, roles in enumerate(kind.groups)

@@ -15,6 +15,7 @@ from colossim.errors import SimulationError
 from colossim.flows import Pinned
 from colossim.result.confidence import error_band
 from colossim.result.power import power_of
+from colossim.result.ramp import Sizes, cost_of_ramp, time_to_train
 from colossim.result.routing import routing_of
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 class Result:
     """A run's numbers. Keys are those of `--json`; seconds, bytes, bytes/s, FLOP/s, W, J.
 
-    Per-GPU figures are per GPU in the job. breakdown_s: seconds of the rank class that computes longest, by what they
-    went to; they add up to step_time_s. links: a link class each. mix: what a job of several node types costs itself.
-    collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind that a step runs. routing: what it does to
-    flows (`result.routing`). error_band: how far published runs like it are predicted off (`result.confidence`). notes: keys of
-    the scenario that changed nothing. record: the played step, for plots.
+    Per-GPU figures are per GPU in the job. breakdown_s: seconds of the rank class that computes longest, by what they went
+    to; they add up to step_time_s. links: a link class each. shares: of each kind of replicas {nodes that they stand on,
+    replicas, micro_batches, micro_batch, sequences, recompute}. ramp: of the global batch (`result.ramp`). mix: what a job
+    of several node types costs itself. collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind
+    that a step runs. routing: what it does to flows (`result.routing`). error_band: how far published runs like it are
+    predicted off (`result.confidence`). notes: keys of the scenario that changed nothing. record: the played step, for
+    plots.
     """
 
     scenario: str
@@ -60,9 +63,11 @@ class Result:
     power_W: float
     energy_per_step_J: float
     time_to_train_s: float | None
+    ramp: dict[str, Any] | None
     assumptions: tuple[str, ...]
     error_band: dict[str, Any]
     notes: tuple[str, ...]
+    shares: tuple[dict[str, Any], ...]
     mix: dict[str, Any] | None
     classes: dict[str, int]
     processes: int
@@ -117,6 +122,8 @@ def build_result(
     peak_memory_bytes: float,
     assumptions: list[str],
     notes: list[str],
+    shares: tuple[dict[str, Any], ...],
+    ramp: Sizes,
     mix: dict[str, Any] | None,
     chosen: tuple[tuple[str, str, float, int, str, str], ...],
     pinned: Pinned | None,
@@ -131,7 +138,7 @@ def build_result(
     per_gpu = model_flops_per_step / step / plan.world
     links = _links(record)
     power = power_of(scenario, plan, record)
-    tokens = scenario.job.tokens
+    job, tokens = scenario.job, scenario.job.tokens
     result = Result(
         scenario=scenario.name,
         description=scenario.description,
@@ -163,10 +170,14 @@ def build_result(
         ),
         power_W=power.power,
         energy_per_step_J=power.energy,
-        time_to_train_s=None if tokens is None else tokens / tokens_per_step * step,
+        time_to_train_s=None
+        if tokens is None
+        else time_to_train(tokens / job.sequence_length, ramp, job.global_batch, step),
+        ramp=cost_of_ramp(ramp, job.global_batch, step),
         assumptions=tuple(assumptions),
         error_band=error_band(scenario, plan),
         notes=tuple(notes),
+        shares=shares,
         mix=mix,
         classes=classes,
         processes=record.processes,

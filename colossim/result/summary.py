@@ -72,6 +72,8 @@ def show(result: Result, console: Console) -> None:
     console.print(_links(result))
     console.print()
     _say(console, ("Bound by", "bold"), f" {result.bound}.")
+    if len(result.shares) > 1:
+        _say(console, ("Shares", "bold"), f" {'; '.join(said_share(row) for row in result.shares)}.")
     if result.mix is not None:
         _say(console, ("Mixed", "bold"), f" {_mix(result.mix)}")
     if result.collectives:
@@ -117,6 +119,13 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
         ),
         ("power", "", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step"),
     ]
+    if result.ramp is not None:
+        ramp = result.ramp
+        more = (
+            f"{format_time(abs(ramp['extra_s']))} {'more' if ramp['extra_s'] >= 0 else 'less'} than at the full batch"
+        )
+        what = f"{ramp['steps']:,} steps from {ramp['sizes'][0]['global_batch']:,} sequences on: "
+        facts.append(("batch ramp", "", f"{what}{format_time(ramp['time_s'])}, {more}"))
     if result.time_to_train_s is not None:
         facts.append(("time to train", "", format_time(result.time_to_train_s)))
     return facts
@@ -187,6 +196,14 @@ def by_kind(links: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         else f"{key[0]} ({format_rate(key[1])})": row
         for key, row in rows.items()
     }
+
+
+def said_share(row: dict[str, Any], *, alone: bool = False) -> str:
+    """What each replica of a kind plays. alone: there is no other kind."""
+    if alone:
+        return f"{row['micro_batches']} a replica, {row['micro_batch']} sequence(s) each"
+    each = f"{row['micro_batches']} micro-batches of {row['micro_batch']}"
+    return f"{row['replicas']:,} replicas on {' and '.join(row['nodes'])} play {each} (recompute {row['recompute']})"
 
 
 def _mix(mix: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ import math
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import no_effects
 from colossim.scenario.plan import NodeLimit, Plan
-from colossim.scenario.rules import MOST_PASSES, Report, check, counted_layers, divisors, near_divisors
+from colossim.scenario.ramp import stretches
+from colossim.scenario.rules import MOST_PASSES, MOST_SIZES, Report, check, counted_layers, divisors, near_divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
 __all__ = ["Plan", "derive", "no_effects"]
@@ -24,6 +25,9 @@ def derive(scenario: Scenario) -> Plan:
     check(scenario, report)
     data = _replicas(job, gpus, report)
     micro_batches = _micro_batches(job, data, report) if data else 0
+    if micro_batches:
+        _check_group_shares(job, micro_batches * job.micro_batch, report)
+        _check_ramp(job, data, report)
     _check_sharding_group(job, data, report)
     if problems:
         raise ScenarioError(problems)
@@ -153,9 +157,11 @@ def _divides(job: JobSpec, most: int, rounds: int) -> int:
 
 
 def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
-    """Micro-batches m of a replica and step."""
+    """Micro-batches m of a replica and step; by speed about as many as equal shares would be."""
     par, batch = job.parallelism, job.global_batch
     unit = data * job.micro_batch
+    if job.balance == "speed":
+        return _micro_batches_by_speed(job, data, report)
     if batch % unit:
         report(
             "job.global_batch",
@@ -170,13 +176,80 @@ def _micro_batches(job: JobSpec, data: int, report: Report) -> int:
             f"interleaved needs micro-batches ({batch // unit}) in multiples of the stages ({par.pipeline}): "
             f"{_near(batch, unit * par.pipeline)} sequences would" + (f", or data: {fewer}" if fewer else ""),
         )
-    passes = (3 if par.schedule == "zero-bubble" else 2) * (batch // unit) * par.virtual_pipeline * par.pipeline
-    if passes > MOST_PASSES:
-        report(
-            "job.global_batch",
-            f"{batch // unit:,} micro-batches a replica make {passes:,} passes: at most {MOST_PASSES:,} can be played",
-        )
+    _check_passes(job, batch // unit, "job.global_batch", report)
     return batch // unit
+
+
+def _micro_batches_by_speed(job: JobSpec, data: int, report: Report) -> int:
+    """Replicas that share experts have as many micro-batches; interleaved schedules take as many as stages at once."""
+    par, batch = job.parallelism, job.global_batch
+    together = par.pipeline if par.schedule == "interleaved" else 1
+    own = {job.on(name).micro_batch for name in job.groups} | {job.micro_batch}
+    # Sequences that those who share experts take at once; with several sizes of micro-batches the shares will tell.
+    unit = math.gcd(data, _expert_ranks(job)[2]) * together * (job.micro_batch if len(own) == 1 else 1)
+    least = data * together * min(own)
+    if batch % unit or batch < least:
+        what = f"{batch:,} sequences are no sum of shares in multiples of {unit:,}, for {data:,} replicas {least:,} at least"
+        report("job.global_batch", f"{what}: {_near(max(batch, least), unit)} would")
+        return 0
+    found = max(1, batch // (data * job.micro_batch * together)) * together
+    _check_passes(job, found, "job.global_batch", report)
+    return found
+
+
+def _check_passes(job: JobSpec, micro_batches: int, field: str, report: Report) -> None:
+    par = job.parallelism
+    passes = (3 if par.schedule == "zero-bubble" else 2) * micro_batches * par.virtual_pipeline * par.pipeline
+    if passes > MOST_PASSES:
+        message = (
+            f"{micro_batches:,} micro-batches a replica make {passes:,} passes: at most {MOST_PASSES:,} can be played"
+        )
+        report(field, message)
+
+
+def _check_group_shares(job: JobSpec, sequences: int, report: Report) -> None:
+    """Equal shares, in micro-batches of each group's own size. sequences: of one replica."""
+    par = job.parallelism
+    for name in job.groups if job.balance == "equal" else ():
+        size, field = job.on(name).micro_batch, f"job.groups.{name}.micro_batch"
+        together = par.pipeline if par.schedule == "interleaved" else 1
+        if sequences % (size * together):
+            what = f"micro-batches of {size}" + (f", {together} at a time (interleaved)" if together > 1 else "")
+            would = near_divisors(sequences // together, size) if sequences % together == 0 else str(job.micro_batch)
+            report(field, f"{sequences} sequences a replica are no whole number of {what}: {would} would")
+        elif size < job.micro_batch:
+            _check_passes(job, sequences // size, field, report)
+
+
+def _check_ramp(job: JobSpec, data: int, report: Report) -> None:
+    """Every batch size that the ramp steps through is one that the replicas can share."""
+    ramp, batch, field = job.batch_ramp, job.global_batch, "job.batch_ramp"
+    if ramp is None:
+        return
+    if ramp.start >= batch:
+        report(f"{field}.start", f"{ramp.start:,} is no less than the global batch of {batch:,}: less would do")
+    elif (batch - ramp.start) % ramp.increment:
+        would = near_divisors(batch - ramp.start, ramp.increment)
+        message = (
+            f"{ramp.increment:,} does not divide {batch:,} - {ramp.start:,} = {batch - ramp.start:,}: {would} would"
+        )
+        report(f"{field}.increment", message)
+    elif ramp.samples % 1:
+        report(f"{field}.samples", f"{ramp.samples:g} is no whole number of sequences")
+    elif (many := (batch - ramp.start) // ramp.increment) > MOST_SIZES:
+        fewer = min(size for size in divisors(batch - ramp.start) if (batch - ramp.start) // size <= MOST_SIZES)
+        message = f"makes {many:,} batch sizes, each of which is played: at most {MOST_SIZES}: {fewer:,} would do"
+        report(f"{field}.increment", message)
+    else:
+        wrong: list[str] = []
+        for size, _ in stretches(ramp, batch):
+            smaller = job.model_copy(update={"global_batch": size})
+            each = _micro_batches(smaller, data, lambda _, message: wrong.append(message))
+            if each:
+                _check_group_shares(smaller, each * job.micro_batch, lambda _, message: wrong.append(message))
+            if wrong:
+                report(field, f"its step of {size:,} sequences: {wrong[0]}")
+                return
 
 
 def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:

@@ -38,6 +38,9 @@ _FREE: dict[Path_, Any] = {
         for part in (
             "software",
             "recompute",
+            "balance",
+            "groups",
+            "batch_ramp",
             "overlap",
             "bucket",
             "tokens",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from colossim.scenario.fields import nearest
 from colossim.scenario.schema import JobSpec, Scenario
 
 Report = Callable[[str, str], None]
@@ -20,6 +21,8 @@ MOST_STEPS = 1_000_000
 MOST_LAYERS = 10_000
 #: Passes of all stages: each takes tens of events, and some kB.
 MOST_PASSES = 1_000_000
+#: Batch sizes of a ramp: each is a step to play.
+MOST_SIZES = 256
 #: A queue pair takes about 0.5 kB, and some microseconds.
 MOST_FLOWS = 20_000_000
 
@@ -36,8 +39,8 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_experts(job, report)
     _check_sequence(job, report)
     _check_context_heads(job, report)
-    if job.recompute_layers is not None and job.recompute != "full":
-        report("job.recompute_layers", f"is of full recompute: leave it out with recompute: {job.recompute}")
+    _check_recompute_layers(job, "job", report)
+    _check_groups(scenario, report)
 
 
 def _check_size(scenario: Scenario, report: Report) -> None:
@@ -262,6 +265,36 @@ def _check_sequence(job: JobSpec, report: Report) -> None:
         would = length // step * step or step
         message = f"{length:,} tokens do not divide among {par.tensor} sequence-parallel ranks: {would:,} would"
         report("job.sequence_length", message)
+
+
+def _check_recompute_layers(job: JobSpec, owner: str, report: Report) -> None:
+    if job.recompute_layers is not None and job.recompute != "full":
+        report(f"{owner}.recompute_layers", f"is of full recompute: leave it out with recompute: {job.recompute}")
+
+
+def _check_groups(scenario: Scenario, report: Report) -> None:
+    """Settings by node type, and shares by speed, as far as they need no number of replicas."""
+    job, par = scenario.job, scenario.job.parallelism
+    each = f"sharding: {par.sharding} reduces gradients over all replicas each micro-batch, so that all have as many"
+    together = par.sharding in ("gradients", "parameters")
+    if job.balance == "speed" and together:
+        report("job.balance", f"{each}: use equal, or sharding: optimizer")
+    types = {group.type.name for group in scenario.cluster.nodes}
+    for name, settings in job.groups.items():
+        field, own = f"job.groups.{name}", job.on(name)
+        if name not in types:
+            report(field, f"the cluster has no nodes of this type: {nearest(name, types)}")
+        if settings.recompute_layers is not None:
+            _check_recompute_layers(own, field, report)
+        if own.micro_batch == job.micro_batch:
+            continue
+        if together:
+            report(f"{field}.micro_batch", f"{each}: leave it out, or sharding: optimizer")
+        if par.sequence and job.sequence_length * own.micro_batch // par.context % par.tensor:
+            message = (
+                f"{own.micro_batch} x {job.sequence_length:,} tokens do not divide among {par.tensor} sequence-parallel"
+            )
+            report(f"{field}.micro_batch", f"{message} ranks: {job.micro_batch} does, as the job's own")
 
 
 def near_divisors(number: int, near: int) -> str:

@@ -166,6 +166,22 @@ class Overlap(Facts):
     expert: bool = Field(default=False, description="expert all-to-all beside the shared MLP")
 
 
+class BatchRamp(Facts):
+    """How the global batch grows at the beginning of a run (Megatron's --rampup-batch-size)."""
+
+    start: Positive = Field(description="sequences of the first step")
+    increment: Positive = Field(description="sequences by which it grows at a time")
+    samples: SomeCount = Field(description="sequences after which it is full")
+
+
+class GroupSettings(Facts):
+    """Settings of the replicas that stand on nodes of one type alone; what is absent is the job's."""
+
+    recompute: Recompute | None = Field(default=None, description="activations computed again in the backward pass")
+    recompute_layers: Natural | None = Field(default=None, description="of recompute: full, layers of each chunk")
+    micro_batch: Positive | None = Field(default=None, description="sequences a pipeline slot")
+
+
 class JobSpec(Facts):
     """One training job."""
 
@@ -175,6 +191,7 @@ class JobSpec(Facts):
     )
     sequence_length: Positive = Field(description="tokens of a sequence")
     global_batch: Positive = Field(description="sequences a step")
+    batch_ramp: BatchRamp | None = Field(default=None, description="smaller batches first; counts in the time to train")
     micro_batch: Positive = Field(default=1, description="sequences a pipeline slot")
     precision: Precision = Field(default="bf16", description="of the matrix products")
     parallelism: Parallelism = Field(default=Parallelism(), description="how the job is cut")
@@ -187,6 +204,14 @@ class JobSpec(Facts):
     recompute_layers: Natural | None = Field(
         default=None,
         description="of recompute: full, layers of each chunk that are computed again, the first ones; all when absent",
+    )
+    balance: Literal["equal", "speed"] = Field(
+        default="equal",
+        description="sequences of each replica: as many, or in proportion to how fast its slowest rank plays one",
+    )
+    groups: dict[str, GroupSettings] = Field(
+        default_factory=dict,
+        description="settings by node type, for replicas that stand on nodes of this type alone",
     )
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
     bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
@@ -208,6 +233,19 @@ class JobSpec(Facts):
         others then keep everything (Megatron's --recompute-method block --recompute-num-layers).
         """
         return "none" if self.recompute_layers is not None and index >= self.recompute_layers else self.recompute
+
+    def on(self, group: str) -> JobSpec:
+        """The job as replicas on nodes of this type play it. A recompute of their own comes with layers of its own."""
+        settings = self.groups.get(group)
+        if settings is None:
+            return self
+        own: dict[str, Any] = {}
+        if settings.recompute is not None:
+            own |= {"recompute": settings.recompute, "recompute_layers": None}
+        for key in ("recompute_layers", "micro_batch"):
+            if getattr(settings, key) is not None:
+                own[key] = getattr(settings, key)
+        return self.model_copy(update=own)
 
 
 class NamedJob(JobSpec):

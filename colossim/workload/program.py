@@ -6,11 +6,12 @@ that 512 micro-batches cost no more than one to compile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from colossim.workload.kernels import Flash, Gemm, Kernel
+from colossim.catalog.gpu import Gpu
+from colossim.workload.kernels import Flash, Gemm, Kernel, kernel_time
 from colossim.workload.schedule import Kind
 
 ChannelName = Literal[
@@ -31,6 +32,21 @@ class Compute:
     def flops(self) -> float:
         """FLOPs that the hardware performs."""
         return sum(kernel.flops for kernel in self.kernels)
+
+
+def kernel_pricer(gpus: Sequence[Gpu], precision: str) -> Callable[[Compute, int], float]:
+    """Seconds of an operation's kernels on the GPU of an index, remembered."""
+    seconds: dict[tuple[int, int], float] = {}
+    held: list[Compute] = []
+
+    def kernel_seconds(op: Compute, index: int) -> float:
+        key = (id(op), index)
+        if key not in seconds:
+            held.append(op)  # keeps its id taken
+            seconds[key] = sum(kernel_time(kernel, gpus[index], precision) for kernel in op.kernels)
+        return seconds[key]
+
+    return kernel_seconds
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,29 @@ class StageProgram:
     def bodies(self) -> list[tuple[Op, ...]]:
         """All its operations, in order."""
         return [self.prologue, *(p.body for p in self.passes), self.epilogue]
+
+
+def used_operations(programs: Iterable[StageProgram]) -> dict[str, frozenset[str]]:
+    """Channel name -> operations that the programs do over it."""
+    found: dict[str, set[str]] = {}
+
+    def note(channel: str, operation: str) -> None:
+        found.setdefault(channel, set()).add(operation)
+
+    seen: set[int] = set()
+    for program in programs:
+        for body in program.bodies:
+            if id(body) in seen:
+                continue
+            seen.add(id(body))
+            for op in body:
+                if isinstance(op, Collective):
+                    note(op.channel, op.operation)
+                elif isinstance(op, Post):
+                    note(op.collective.channel, op.collective.operation)
+                elif isinstance(op, Send | Receive):
+                    note(op.direction, "send")
+    return {channel: frozenset(operations) for channel, operations in found.items()}
 
 
 def split_backward(ops: list[Op]) -> tuple[list[Op], list[Op]]:
