@@ -271,6 +271,7 @@ def test_whatever_way_it_is_played(way):
     assert {row["micro_batches"] for row in plain.shares} == {3, 9}
     assert other.shares == plain.shares
     assert other.step_time_s == pytest.approx(plain.step_time_s, rel=2e-3)
+    assert other.power_W == pytest.approx(plain.power_W, rel=2e-3), "whatever the classes, all ranks count"
 
 
 TWO_JOBS = """\
