@@ -16,9 +16,9 @@ from colossim.workload.program import Compute, StageProgram, kernel_pricer
 def mix(cluster: Cluster, shares: Shares, precision: str, record: StepRecord) -> dict[str, Any] | None:
     """What a job of several node types costs itself; None if there is one type.
 
-    For each type: seconds of the same work (the kernels of a stage in the middle, of the first kind of replicas), and the mean
-    seconds a step that its ranks wait for others: slower members of a collective, and neighbour stages. The type that is
-    slowest at its own work, of the replicas that stand on it, sets the pace.
+    For each type: seconds of the same work (the kernels of a stage in the middle, of the first kind of replicas), of its own
+    (of the kind of replicas on it that takes longest), and the mean seconds a step that its ranks wait for others: slower
+    members of a collective, and neighbour stages. The type that is slowest at its own work sets the pace.
     """
     present = [int(index) for index in np.flatnonzero(shares.blocks.types.any(axis=0))]
     if len(present) < 2:
@@ -30,15 +30,15 @@ def mix(cluster: Cluster, shares: Shares, precision: str, record: StepRecord) ->
         return sum(pricer(op, node) for p in program.passes for op in p.body if isinstance(op, Compute))
 
     waits = [CATEGORIES.index("straggler"), CATEGORIES.index("pipeline_bubble")]
-    rows, own_work = {}, {}
+    rows = {}
     for index in present:
         name = cluster.node_types[index].name
         own = [timeline for timeline in record.timelines if timeline.hardware == name]
         count = sum(timeline.count for timeline in own)
         waited = sum(timeline.count * float(timeline.seconds()[waits].sum()) for timeline in own) / count
-        rows[name] = {"same_work_s": kernels(middle[0], index), "waits_s": waited}
-        own_work[name] = max(kernels(program, index) for kind, program in enumerate(middle) if shares.on(index, kind))
-    return {"types": rows, "pace": max(own_work, key=lambda name: own_work[name])}
+        work = max(kernels(program, index) for kind, program in enumerate(middle) if shares.on(index, kind))
+        rows[name] = {"same_work_s": kernels(middle[0], index), "work_s": work, "waits_s": waited}
+    return {"types": rows, "pace": max(rows, key=lambda name: rows[name]["work_s"])}
 
 
 def told_shares(cluster: Cluster, shares: Shares) -> tuple[dict[str, Any], ...]:

@@ -61,6 +61,7 @@ LONG = {
     "meta-350k",
     "colossus-200k: mixed",
     "colossus-200k: h100-only",
+    *(f"colossus-200k-long: {case}" for case in ("equal", "speed", "settings")),
     "million-gpus",
     *(key for key in VARIANTS if key.startswith(("korthikanti-2022: 530B", "korthikanti-2022: 1T"))),
 }

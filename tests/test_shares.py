@@ -14,6 +14,7 @@ from test_step import Plain
 from colossim.engine.record import CATEGORIES
 from colossim.errors import DoesNotFit, ScenarioError
 from colossim.explain import explain
+from colossim.jobs import simulate_jobs
 from colossim.partition import refine
 from colossim.quotient import quotient
 from colossim.scenario.reader import load_scenario
@@ -256,6 +257,57 @@ def test_the_random_cases_are_worth_their_name():
         sequences = sum(kind.replicas * kind.sequences for kind in each.shares.kinds)
         assert sequences == each.scenario.job.global_batch
         assert sum(kind.replicas for kind in each.shares.kinds) == each.plan.data
+
+
+@pytest.mark.parametrize(
+    "way", ["run.fold=off", "run.fold=bundles", "run.collectives=chunked", "cluster.fabric.routing=ecmp"]
+)
+def test_whatever_way_it_is_played(way):
+    """The same shares, and about the same step: 2.7 x as fast, so that A100s with full recompute play 3, H100s 9."""
+    nodes = "cluster.nodes=[{type: hgx-h100, count: 2}, {type: hgx-a100, count: 2}]"
+    small = ["job.model.layers=4", "job.parallelism.pipeline=2", "job.global_batch=48", *ONE_CHUNK, BY_REPLICA, nodes]
+    unequal = [*small, "job.balance=speed", "job.groups={hgx-a100: {recompute: full}}"]
+    plain, other = (simulate(load_scenario("two-pods", set=[*unequal, *more])) for more in ((), (way,)))
+    assert {row["micro_batches"] for row in plain.shares} == {3, 9}
+    assert other.shares == plain.shares
+    assert other.step_time_s == pytest.approx(plain.step_time_s, rel=2e-3)
+    assert other.power_W == pytest.approx(plain.power_W, rel=2e-3), "whatever the classes, all ranks count"
+
+
+TWO_JOBS = """\
+name: two
+cluster:
+  nodes: [{type: hgx-h100, count: 4}, {type: hgx-a100, count: 4}]
+  fabric: {base: spectrum-x, nodes_per_pod: 8}
+jobs:
+  - name: shared
+    model: &model {base: llama3-8b, layers: 4}
+    sequence_length: 2048
+    global_batch: 48
+    parallelism: &shape {tensor: 4, sequence: true, data: 8, sharding: optimizer}
+    placement: [0, 1, 4, 5]
+    balance: speed
+    batch_ramp: {start: 16, increment: 16, samples: 40}
+  - name: other
+    model: *model
+    sequence_length: 2048
+    global_batch: 48
+    parallelism: *shape
+    placement: [2, 3, 6, 7]
+"""
+
+
+def test_one_of_several_jobs_has_shares(tmp_path):
+    """On nodes of its own, over a fabric that is full, it plays as it does alone."""
+    path = tmp_path / "two.yaml"
+    path.write_text(TWO_JOBS)
+    shared, other = simulate_jobs(load_scenario(path)).jobs
+    numbers = {tuple(row["nodes"]): row["micro_batches"] for row in shared.alone.shares}
+    assert numbers["hgx-h100",] > numbers["hgx-a100",]
+    assert shared.alone.step_time_s < other.alone.step_time_s
+    assert shared.together_s == pytest.approx(shared.alone.step_time_s, rel=1e-6)
+    # 16 until 20 are consumed, 32 until 40.
+    assert [(row["global_batch"], row["steps"]) for row in shared.alone.ramp["sizes"]] == [(16, 2), (32, 1)]
 
 
 @pytest.mark.parametrize("seed", [seed for seed in range(40) if shared_scenario(seed).cluster.gpus <= 16])

@@ -45,7 +45,8 @@ LABEL = {
 class Timeline:
     """The step as one rank class lived it: intervals in order, without gaps or overlaps, from 0 to the step's end.
 
-    stage: pipeline stage.  hardware: node type.  count: ranks in the class.  rank: the lowest of them.
+    stage: pipeline stage.  hardware: node type.  count: ranks of this stage, type and kind of replica.  rank: the lowest
+    of the class that is shown.
     start, end: (intervals,) seconds.  category: (intervals,) index into CATEGORIES.
     direction: (intervals,) 0 forward, 1 backward (of the inputs, if the weights have passes of their own), 3 weights,
     2 outside the pipeline.

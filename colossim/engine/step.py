@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from colossim.engine.rank import BUBBLE, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
 from colossim.flows import Pace
 from colossim.legs import SLOWING, Gate, Leg, Segment
-from colossim.quotient import GroupClass, LinkClass, Quotient
+from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
 from colossim.traffic import BOUNDARY_CHANNELS, STORAGE
 
 #: s for which ranks write to storage: beyond any step.
@@ -90,12 +91,15 @@ def play(
         [made(number, name, i, kind) for i, kind in enumerate(classes)]
         for number, ((name, _), classes) in enumerate(zip(quotient.channels, quotient.groups, strict=True))
     ]
+    like: Counter[tuple[int, int, int]] = Counter()
+    for kind in quotient.ranks:
+        like[_likes(kind)] += kind.count
     recorded: set[tuple[int, int, int]] = set()
     members = []
     for index, kind in enumerate(quotient.ranks):
         # GPUs between jobs have nothing to play.
-        first_of_its_kind = bool(legs[index]) and (kind.stage, kind.hardware, kind.kind) not in recorded
-        recorded.add((kind.stage, kind.hardware, kind.kind))
+        first_of_its_kind = bool(legs[index]) and _likes(kind) not in recorded
+        recorded.add(_likes(kind))
         places = tuple(
             tuple(groups[channel][place] if place >= 0 else None for place in roles)
             for channel, roles in enumerate(kind.groups)
@@ -125,8 +129,11 @@ def play(
         group.bytes = sum(
             (min(end, step_time) - start) * rate for start, end, rate in group.log or () if start < step_time
         )
-    timelines = tuple(_timeline(m, legs[i], node_names, step_time, len(_stages(quotient)) > 1)
-                      for i, m in enumerate(members) if m.recorded)  # fmt: skip
+    timelines = tuple(
+        _timeline(m, like[_likes(m.kind)], legs[i], node_names, step_time, len(_stages(quotient)) > 1)
+        for i, m in enumerate(members)
+        if m.recorded
+    )
     order = sorted(range(len(timelines)), key=lambda i: (timelines[i].stage, timelines[i].rank))
     timelines = tuple(timelines[i] for i in order)
     kept = [m for m in members if m.recorded]
@@ -146,6 +153,11 @@ def play(
     for group in (group for classes in groups for group in classes):
         group.forget()
     return record
+
+
+def _likes(kind: RankClass) -> tuple[int, int, int]:
+    """What ranks share that one timeline stands for: stage, node type, kind of replica."""
+    return kind.stage, kind.hardware, kind.kind
 
 
 def _stages(quotient: Quotient) -> set[int]:
@@ -180,9 +192,9 @@ def _watched(quotient: Quotient) -> set[int]:
 
 
 def _timeline(
-    member: Member, legs: tuple[Leg, ...], names: tuple[str, ...], step_time: float, pipeline: bool
+    member: Member, count: int, legs: tuple[Leg, ...], names: tuple[str, ...], step_time: float, pipeline: bool
 ) -> Timeline:
-    """Segments laid out part by part, waits between them, and the final barrier."""
+    """Segments laid out part by part, waits between them, and the final barrier. count: ranks that it stands for."""
     rows: list[tuple[Floats, Floats, Ints, Ints]] = []
     by_segment: dict[int, tuple[Segment, list[float], list[int]]] = {}
     for begun, segment, number in member.segments:
@@ -214,7 +226,7 @@ def _timeline(
     return Timeline(
         stage=member.kind.stage,
         hardware=names[member.kind.hardware],
-        count=member.kind.count,
+        count=count,
         rank=member.kind.first,
         start=start[keep],
         end=end[keep],

@@ -208,7 +208,7 @@ def said_share(row: dict[str, Any], *, alone: bool = False) -> str:
 
 def _mix(mix: dict[str, Any]) -> str:
     parts = [
-        f"{kind} does a stage's kernels in {format_time(row['same_work_s'])} and waits {format_time(row['waits_s'])}"
+        f"{kind} does a stage's kernels in {format_time(row['work_s'])} and waits {format_time(row['waits_s'])}"
         for kind, row in mix["types"].items()
     ]
     return f"job: {mix['pace']} sets the pace; " + "; ".join(parts) + "."
