@@ -7,14 +7,15 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from colossim.capacity import fullest_host, stage_capacity
 from colossim.cluster import Cluster, GraphCluster, build_cluster
 from colossim.errors import ScenarioError
 from colossim.jobs import stand
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, Scenario, TrafficSpec
-from colossim.simulation import library_of, place_job, stage_capacity, storage_tiers, used_operations
+from colossim.simulation import library_of, place_job, storage_tiers, used_operations
 from colossim.traffic import Traffic, build_traffic, describe
-from colossim.units import format_count, format_rate, format_size
+from colossim.units import format_count, format_rate, format_share, format_size
 from colossim.workload.build import build_programs
 from colossim.workload.memory import Memory, memory_by_stage, suggestions
 from colossim.workload.transformer import active_parameters, parameters
@@ -114,6 +115,11 @@ def _job(job: JobSpec, plan: Plan) -> Section:
         str(count) if many == 1 else f"{many} x {count}"
         for count, many in ((count, len(list(run))) for count, run in groupby(plan.layers))
     )
+    there = [
+        *([f"{format_share(job.offload.activations)} of what layers keep"] if job.offload.activations else []),
+        *(["the optimizer's state and step"] if job.offload.optimizer else []),
+    ]
+    beside = "beside kernels" if job.overlap.offload else "one copy after the other"
     return {
         "model": f"{model.name}: {total} parameters, {active} active ({model.status})",
         "software": f"{job.software.name}, {job.precision}, recompute {job.recompute}",
@@ -121,13 +127,18 @@ def _job(job: JobSpec, plan: Plan) -> Section:
         "layout": layout + "".join(f" ({what})" for what, shown in kinds if shown),
         "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {tokens} tokens",
         "micro-batches": f"{plan.micro_batches} a replica, {plan.micro_batch} sequence(s) each, {plan.chunks} chunk(s) a stage",
-    } | ({"layers": f"{each}, in the order of the model"} if uneven else {})
+        **({"layers": f"{each}, in the order of the model"} if uneven else {}),
+        **({"on the host": f"{' and '.join(there)}, {beside}"} if there else {}),
+    }
 
 
 def _memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
     capacity = stage_capacity(plan, cluster)
     stages = memory_by_stage(plan, scenario.job)
     section = {f"stage {i}": _stage(stages[i], capacity[i]) for i in sorted({0, plan.pipeline // 2, plan.pipeline - 1})}
+    host = fullest_host(plan, cluster, stages)
+    if host is not None:
+        section["host"] = f"{format_size(host[1])} of {format_size(host[2])} of the CPUs of node {host[0]}, the fullest"
     over = max(m.peak - limit for m, limit in zip(stages, capacity, strict=True))
     if over <= 0:
         section["verdict"] = "fits"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from colossim.capacity import check_memory
 from colossim.cluster import Cluster, build_cluster
 from colossim.cluster.placement import Wish, place
 from colossim.engine.step import play
@@ -28,7 +29,6 @@ from colossim.segments import Compiler
 from colossim.simulation import (
     LaidOut,
     Progress,
-    check_memory,
     compile_setup,
     kernel_pricer,
     library_of,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from colossim.capacity import check_memory, fullest_host, stage_capacity
 from colossim.cluster import Cluster, build_cluster
 from colossim.cluster.placement import Wish, place
 from colossim.collective import Library
@@ -27,7 +28,7 @@ from colossim.engine.chunked_step import (
 )
 from colossim.engine.record import CATEGORIES, StepRecord
 from colossim.engine.step import play
-from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
+from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.flows import SAMPLED, Pace
 from colossim.fold import fold
 from colossim.legs import Leg
@@ -36,11 +37,10 @@ from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, derive, no_effects
 from colossim.scenario.schema import JobSpec, NamedJob, Scenario
 from colossim.segments import Compiler
-from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic, stage_of_ranks
-from colossim.units import format_size
+from colossim.traffic import STORAGE_TIERS, Traffic, build_traffic
 from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import kernel_time
-from colossim.workload.memory import memory_by_stage, suggestions
+from colossim.workload.memory import memory_by_stage
 from colossim.workload.program import Collective, Compute, Post, Receive, Send, StageProgram
 from colossim.workload.transformer import (
     model_flops_per_token,
@@ -216,35 +216,6 @@ def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
     return setup
 
 
-def stage_capacity(plan: Plan, cluster: Cluster) -> list[float]:
-    """(stages,) bytes of the smallest GPU of each pipeline stage."""
-    memory = np.array([t.gpu.memory for t in cluster.node_types])[cluster.gpu_type[: plan.world]]
-    stage = stage_of_ranks(plan)
-    smallest = np.full(plan.pipeline, np.inf)
-    np.minimum.at(smallest, stage, memory)
-    return [float(limit) for limit in smallest]
-
-
-def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster) -> None:
-    """Raises DoesNotFit for a job that a GPU cannot hold: which stage, by how much, and what would fit."""
-    capacity = stage_capacity(plan, cluster)
-    over = [(m.peak - limit, m, limit) for m, limit in zip(memory_by_stage(plan, scenario.job), capacity, strict=True)]
-    worst, memory, limit = max(over, key=lambda item: item[0])
-    if worst <= 0:
-        return
-    fixes = suggestions(scenario, min(capacity))
-    advice = (
-        "; ".join(fixes) if fixes else "no change of up to three settings would: more GPUs a replica, or larger ones"
-    )
-    raise DoesNotFit(
-        f"the model doesn't fit: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
-        f"{format_size(worst)} more than its {format_size(limit)} (parameters {format_size(memory.parameters)}, gradients "
-        f"{format_size(memory.gradients)}, optimizer {format_size(memory.optimizer)}, activations "
-        f"{format_size(memory.activations)}, optimizer's step {format_size(memory.update)}, workspace "
-        f"{format_size(memory.workspace)}). What would fit: {advice}"
-    )
-
-
 def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why.
 
@@ -301,7 +272,9 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
     )
     peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
     capacity = stage_capacity(plan, cluster)
-    memory = max(zip(memory_by_stage(plan, job), capacity, strict=True), key=lambda item: item[0].peak / item[1])
+    stages = memory_by_stage(plan, job)
+    memory = max(zip(stages, capacity, strict=True), key=lambda item: item[0].peak / item[1])
+    host = fullest_host(plan, cluster, stages)
     quotient = setup.quotient
     assumptions = list(scenario.assumptions)
     if setup.pace is not None:
@@ -330,6 +303,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float) -
             "peak": memory[0].peak,
             "capacity": memory[1],
             "stage": memory[0].stage,
+            **({} if host is None else {"host": host[1], "host_capacity": host[2]}),
         },
         model_flops_per_step=needed * tokens,
         hardware_flops_per_step=(needed + again) * tokens,

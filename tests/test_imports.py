@@ -20,7 +20,7 @@ FLOORS = {
     "cluster": 2, "workload": 2, "maxmin": 2,
     "footprint": 3, "flows": 3, "patterns": 3, "dispatch": 3, "trees": 3, "writes": 3, "nccl": 3, "traffic": 3,
     "partition": 3, "quotient": 3, "fold": 3,
-    "collective": 3, "legs": 3, "segments": 3, "messages": 3, "chunks": 3,
+    "collective": 3, "legs": 3, "capacity": 3, "segments": 3, "messages": 3, "chunks": 3,
     "engine": 4,
     "result": 5, "plot": 5,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
@@ -29,8 +29,8 @@ FLOORS = {
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
 FLOOR_3 = (
-    "chunks", "messages", "segments", "legs", "collective", "fold", "quotient", "partition", "flows", "traffic", "nccl",
-    "trees", "writes", "dispatch", "patterns", "footprint",
+    "chunks", "messages", "segments", "legs", "collective", "capacity", "fold", "quotient", "partition", "flows", "traffic",
+    "nccl", "trees", "writes", "dispatch", "patterns", "footprint",
 )  # fmt: skip
 STAIRS = [
     *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],
