@@ -144,23 +144,23 @@ def test_a_layer_waits_for_its_own_copy():
 
 
 # -- the optimizer ---------------------------------------------------------------------------------------------------
-TOY = HostMemory(memory="1 TB", rate="240 GB/s", from_gpu="10 GB/s", to_gpu="10 GB/s")
+TOY = HostMemory(memory="1 TB", rate="272 GB/s", from_gpu="10 GB/s", to_gpu="10 GB/s")
 
 
 @pytest.mark.parametrize(
     ("changes", "ranks", "beside", "each"),
     [
-        # 30 B at 240 GB/s among 8: 1 ns; 4 B at 10 GB/s: 0.4 ns; 2 B: 0.2 ns
+        # 34 B at 272 GB/s among 8: 1 ns; 4 B at 10 GB/s: 0.4 ns; 2 B: 0.2 ns
         ({}, 8, True, 1e-9),
         ({}, 8, False, 1e-9 + 0.4e-9 + 0.2e-9),
-        # one rank has the memory for itself: 30 B at 240 GB/s; the link is slower
+        # one rank has the memory for itself: 34 B at 272 GB/s; the link is slower
         ({}, 1, True, 0.4e-9),
         ({"from_gpu": 2e9}, 16, True, 2e-9),
         ({"to_gpu": 1e9}, 16, True, 2e-9),
     ],
 )
 def test_time_of_a_step_on_the_host(changes, ranks, beside, each):
-    """A parameter: 4 B out, 30 B of memory, shared by the node's ranks, 2 B back; the slowest, or their sum."""
+    """A parameter: 4 B out, 34 B of memory, shared by the node's ranks, 2 B back; the slowest, or their sum."""
     step = HostStep(1e9, ranks, beside)
     assert host_step_time(step, TOY.model_copy(update=changes), 8) == pytest.approx(1e9 * each)
 

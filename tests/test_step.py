@@ -548,7 +548,7 @@ class Plain:
                 if self.queues.get(("copies", r, op.direction)):
                     yield self.queues["copies", r, op.direction][-1]
             elif isinstance(op, HostStep):
-                times = 4 / host.from_gpu, 30 * min(node.gpus, op.ranks) / host.rate, 2 / host.to_gpu
+                times = 4 / host.from_gpu, 34 * min(node.gpus, op.ranks) / host.rate, 2 / host.to_gpu
                 yield self.pause(r, op.parameters * (max(times) if op.beside else sum(times)))
             elif isinstance(op, Send):
                 turn = int(op.direction == "forward" and stage == self.last) - int(

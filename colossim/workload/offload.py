@@ -21,9 +21,10 @@ from colossim.workload.memory import HOST_GRADIENT, layer_activations
 from colossim.workload.program import Copied, Copy, HostStep, Op
 from colossim.workload.schedule import Slot
 
-#: Bytes a parameter that an Adam step on the host reads and writes: fp32 weight, momentum and variance both ways, the fp32
-#: gradient, the 16-bit weight (DeepSpeed, csrc/includes/cpu_adam.h). The gradients' norm is taken on the GPU.
-UPDATE_BYTES = 24.0 + HOST_GRADIENT + WIDTH
+#: Bytes a parameter that the host's memory moves in an Adam step: fp32 weight, momentum and variance read and written, the
+#: fp32 gradient read (DeepSpeed, csrc/adam/cpu_adam_impl.cpp, Step_1), and the weight's cast to the 16 bit that go back (its
+#: runtime/zero/stage_1_and_2.py since #7309; Megatron-Core sends fp32, which the GPU casts). The gradients' norm is the GPU's.
+UPDATE_BYTES = 24.0 + HOST_GRADIENT + (4.0 + WIDTH)
 
 
 @dataclass(frozen=True)
