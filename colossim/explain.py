@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
 from colossim.jobs import stand
 from colossim.mix import silent_shares, told_shares
@@ -16,9 +17,9 @@ from colossim.result.summary import said_share
 from colossim.scenario.derive import Plan, no_effects
 from colossim.scenario.schema import JobSpec, Scenario, TrafficSpec
 from colossim.shares import Shares
-from colossim.simulation import LaidOut, fitting, lay_out, memory_of_kinds
+from colossim.simulation import LaidOut, lay_out
 from colossim.traffic import Traffic, describe
-from colossim.units import format_count, format_rate, format_size
+from colossim.units import format_count, format_rate, format_share, format_size
 from colossim.workload.memory import Memory
 from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import active_parameters, parameters
@@ -111,6 +112,11 @@ def _job(job: JobSpec, plan: Plan, shares: Sequence[dict[str, Any]]) -> Section:
         str(count) if many == 1 else f"{many} x {count}"
         for count, many in ((count, len(list(run))) for count, run in groupby(plan.layers))
     )
+    there = [
+        *([f"{format_share(job.offload.activations)} of what layers keep"] if job.offload.activations else []),
+        *(["the optimizer's state and step"] if job.offload.optimizer else []),
+    ]
+    beside = "beside kernels" if job.overlap.offload else "one copy after the other"
     return {
         "model": f"{model.name}: {total} parameters, {active} active ({model.status})",
         "software": f"{job.software.name}, {job.precision}, recompute {job.recompute}",
@@ -118,7 +124,9 @@ def _job(job: JobSpec, plan: Plan, shares: Sequence[dict[str, Any]]) -> Section:
         "layout": layout + "".join(f" ({what})" for what, shown in kinds if shown),
         "batch": f"{job.global_batch:,} sequences of {job.sequence_length:,} = {tokens} tokens",
         "micro-batches": f"{micro_batches}, {plan.chunks} chunk(s) a stage",
-    } | ({"layers": f"{each}, in the order of the model"} if uneven else {})
+        **({"layers": f"{each}, in the order of the model"} if uneven else {}),
+        **({"on the host": f"{' and '.join(there)}, {beside}"} if there else {}),
+    }
 
 
 def _memory(scenario: Scenario, laid: LaidOut) -> Section:
@@ -129,6 +137,9 @@ def _memory(scenario: Scenario, laid: LaidOut) -> Section:
         for kind, memory, limit in held
         if memory.stage in shown
     }
+    host = fullest_host(laid.plan, laid.cluster, laid.shares, [memory for _, memory, _ in held])
+    if host is not None:
+        section["host"] = f"{format_size(host[1])} of {format_size(host[2])} of the CPUs of node {host[0]}, the fullest"
     worst, memory, limit = max(held, key=lambda item: item[1].peak - item[2])
     if memory.peak <= limit:
         section["verdict"] = "fits"

@@ -167,6 +167,21 @@ class Fetch:
     channel: int
 
 
+@dataclass(frozen=True)
+class Haul:
+    """Start a copy on the stream of its direction, behind those before it. seconds: alone."""
+
+    direction: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Hauled:
+    """Wait until the stream of this direction has nothing left to copy."""
+
+    direction: str
+
+
 @dataclass(eq=False)
 class Gate:
     """All ranks of a job wait for each other: the end of a step. needed: rank classes.  time: s at which the last came."""
@@ -177,7 +192,7 @@ class Gate:
     time: float | None = None
 
 
-Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch | Gate
+Step = Alone | Meeting | Slowed | Blocking | Start | Until | Ship | Fetch | Haul | Hauled | Gate
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from colossim.legs import (
     Alone,
     Blocking,
     Fetch,
+    Haul,
+    Hauled,
     Leg,
     Meeting,
     Part,
@@ -38,7 +40,20 @@ from colossim.legs import (
 )
 from colossim.quotient import GroupClass, Quotient, RankClass
 from colossim.traffic import STORAGE
-from colossim.workload.program import Collective, Compute, Op, Post, Receive, Send, StageProgram, Wait
+from colossim.workload.offload import copy_time, host_step_time
+from colossim.workload.program import (
+    Collective,
+    Compute,
+    Copied,
+    Copy,
+    HostStep,
+    Op,
+    Post,
+    Receive,
+    Send,
+    StageProgram,
+    Wait,
+)
 
 
 def _isolated(t: Timing, group: GroupClass, capacity: Callable[[int], float]) -> float:
@@ -191,6 +206,8 @@ class Compiler:
                 else:
                     close()
                     steps.append(Blocking(channel, t, category, exposed))
+            elif isinstance(op, HostStep):
+                parts.append(Part(self._on_host(op, rank), CATEGORY["optimizer"], WAIT))
             elif isinstance(op, Send):
                 close()
                 ship, seconds = self._shipped(op, rank)
@@ -249,6 +266,10 @@ class Compiler:
             in_flight.pop(op.tag, None)
         elif isinstance(op, Receive):
             steps.append(Fetch(self._numbers[op.direction][0]))
+        elif isinstance(op, Copy):
+            steps.append(Haul(op.direction, self._on_host(op, rank)))
+        elif isinstance(op, Copied):
+            steps.append(Hauled(op.direction))
         else:
             raise TypeError(f"not an operation of a program: {op!r}")
 
@@ -267,6 +288,12 @@ class Compiler:
         if isinstance(op, _Host):
             return op.seconds, CATEGORY["host"]
         return self.kernel_seconds(op, rank.hardware), CATEGORY[op.category]
+
+    def _on_host(self, op: Copy | HostStep, rank: RankClass) -> float:
+        """Seconds of what a rank does with its host's memory."""
+        node = self.library.nodes[rank.hardware]
+        assert node.host is not None
+        return copy_time(op, node.host) if isinstance(op, Copy) else host_step_time(op, node.host, node.gpus)
 
     def _timing(self, op: Collective, rank: RankClass) -> tuple[int, GroupClass, Timing]:
         groups = [(i, group) for i in self._numbers[op.channel] if (group := self._group(rank, i)) is not None]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from colossim.capacity import check_memory, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, build_cluster
 from colossim.collective import Library
 from colossim.engine.chunked_step import (
@@ -26,7 +26,7 @@ from colossim.engine.chunked_step import (
 )
 from colossim.engine.record import StepRecord
 from colossim.engine.step import no_collections, play
-from colossim.errors import DoesNotFit, Problem, ScenarioError, SimulationError
+from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.flows import Pace, pinned_assumptions
 from colossim.fold import fold
 from colossim.legs import Leg
@@ -40,12 +40,9 @@ from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
 from colossim.shares import Shares, equal_shares, shares_by_speed
 from colossim.site import library_of, place_job, storage_tiers, writes_of
-from colossim.traffic import Traffic, build_traffic, stage_of_ranks
-from colossim.units import format_size
+from colossim.traffic import Traffic, build_traffic
 from colossim.workload.build import recomputed_layers
-from colossim.workload.memory import Memory, memory_by_stage, suggestions
 from colossim.workload.program import Compute, kernel_pricer, used_operations
-from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import (
     model_flops_per_token,
     recomputed_flops_per_token,
@@ -178,53 +175,6 @@ def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
     return setup
 
 
-def stage_capacity(plan: Plan, cluster: Cluster, shares: Shares) -> NDArray[np.float64]:
-    """(kinds, stages) bytes of the smallest GPU of each pipeline stage of the replicas of each kind."""
-    memory = np.array([t.gpu.memory for t in cluster.node_types])[cluster.gpu_type[: plan.world]]
-    smallest = np.full((len(shares.kinds), plan.pipeline), np.inf)
-    np.minimum.at(smallest, (shares.kind_of_rank, stage_of_ranks(plan)), memory)
-    return smallest
-
-
-def memory_of_kinds(plan: Plan, cluster: Cluster, shares: Shares) -> list[tuple[ReplicaKind, Memory, float]]:
-    """Each kind of replicas and stage: what it holds, and bytes of its smallest GPU."""
-    return [
-        (kind, memory, float(limit))
-        for kind, limits in zip(shares.kinds, stage_capacity(plan, cluster, shares), strict=True)
-        for memory, limit in zip(memory_by_stage(kind.plan, kind.job), limits, strict=True)
-    ]
-
-
-def check_memory(scenario: Scenario, plan: Plan, cluster: Cluster, shares: Shares) -> None:
-    """Raises DoesNotFit for a job that a GPU cannot hold: which stage, by how much, and what would fit."""
-    held = memory_of_kinds(plan, cluster, shares)
-    kind, memory, limit = max(held, key=lambda item: item[1].peak - item[2])
-    worst = memory.peak - limit
-    if worst <= 0:
-        return
-    fixes = fitting(scenario, kind, min(limit for other, _, limit in held if other is kind))
-    advice = (
-        "; ".join(fixes) if fixes else "no change of up to three settings would: more GPUs a replica, or larger ones"
-    )
-    where = f" with the settings of job.groups.{kind.settings}" if kind.settings else ""
-    raise DoesNotFit(
-        f"the model doesn't fit{where}: stage {memory.stage} of {plan.pipeline} needs {format_size(memory.peak)} a GPU, "
-        f"{format_size(worst)} more than its {format_size(limit)} (parameters {format_size(memory.parameters)}, gradients "
-        f"{format_size(memory.gradients)}, optimizer {format_size(memory.optimizer)}, activations "
-        f"{format_size(memory.activations)}, optimizer's step {format_size(memory.update)}, workspace "
-        f"{format_size(memory.workspace)}). What would fit: {advice}"
-    )
-
-
-def fitting(scenario: Scenario, kind: ReplicaKind, capacity: float) -> list[str]:
-    """Changes that make a kind of replicas fit into GPUs of `capacity` bytes: of a group's own settings where it has them."""
-    found = suggestions(scenario.model_copy(update={"job": kind.job.model_copy(update={"groups": {}})}), capacity)
-    for key, own in scenario.job.groups[kind.settings] if kind.settings else ():
-        if own is not None:
-            found = [text.replace(f"--set job.{key}=", f"--set job.groups.{kind.settings}.{key}=") for text in found]
-    return found
-
-
 @no_collections()
 def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why.
@@ -302,9 +252,9 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, r
         for kind in laid.shares.kinds
     )
     peaks = np.array([t.gpu.peak[job.precision] for t in cluster.node_types])
-    memory = max(
-        (held[1:] for held in memory_of_kinds(plan, cluster, laid.shares)), key=lambda item: item[0].peak / item[1]
-    )
+    held = memory_of_kinds(plan, cluster, laid.shares)
+    memory = max((item[1:] for item in held), key=lambda item: item[0].peak / item[1])
+    host = fullest_host(plan, cluster, laid.shares, [item[1] for item in held])
     quotient = setup.quotient
     assumptions = list(scenario.assumptions)
     if setup.pace is not None:
@@ -333,6 +283,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, r
             "peak": memory[0].peak,
             "capacity": memory[1],
             "stage": memory[0].stage,
+            **({} if host is None else {"host": host[1], "host_capacity": host[2]}),
         },
         model_flops_per_step=needed * tokens,
         hardware_flops_per_step=needed * tokens + again,

@@ -113,6 +113,7 @@ def random_scenario(seed):
         "collectives_algorithm": pick(["auto", "auto", "ring", "tree", "nvls", "pat", "hierarchical"]),
     }
     add_states(job, data * context, random.Random(f"states {seed}"))
+    add_offload(job, random.Random(f"offload {seed}"))
     job["parallelism"]["context_style"] = context_style(tensor * context, random.Random(f"context {seed}"))
     if moe:
         job["experts"] = experts(4 // expert, random.Random(f"experts {seed}"))
@@ -135,6 +136,13 @@ def add_states(job, holders, draw):
     job["overlap"]["parameters"] = draw.random() < 0.6
     job["software"]["prefetch"] = draw.choice([0, 1, 1, 2])
     job["software"]["parameter_gather"] = draw.choice(["all-gather", "all-gather", "broadcasts"])
+
+
+def add_offload(job, draw):
+    """Draws what the host holds, with copies that kernels hide and others that they don't."""
+    if draw.random() < 0.4:
+        job["offload"] = {"activations": draw.choice([0.0, 0.05, 0.5, 1.0]), "optimizer": draw.random() < 0.5}
+        job["overlap"]["offload"] = draw.random() < 0.8
 
 
 def experts(per_rank, draw):
@@ -209,6 +217,8 @@ def test_the_random_cases_are_worth_their_name():
     for key in ("capacity_factor", "pad", "imbalance", "fullest", "limit_nodes"):
         assert sum(key in s.job.experts.model_fields_set and bool(getattr(s.job.experts, key)) for s in found) > 4
     assert sum(s.job.parallelism.schedule == "zero-bubble" for s in found) > 20
+    assert sum(bool(s.job.offload.activations) for s in found) > 40
+    assert sum(s.job.offload.optimizer for s in found) > 20
     assert sum(s.job.parallelism.stage_layers is not None for s in found) > 30
     assert sum(s.job.model.tied and s.job.parallelism.pipeline > 1 for s in found) > 50
     assert sum(0 in (s.job.parallelism.stage_layers or ()) for s in found) > 1

@@ -23,15 +23,15 @@ FLOORS = {
     "collective": 3, "legs": 3, "segments": 3, "messages": 3, "chunks": 3,
     "engine": 4,
     "result": 5, "plot": 5,
-    "shares": 6, "mix": 6, "site": 6,
+    "shares": 6, "mix": 6, "site": 6, "capacity": 6,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
     "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6,
     "words": 7, "cli_collectives": 7, "cli_calibrate": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
 FLOOR_3 = (
-    "chunks", "messages", "segments", "legs", "collective", "fold", "quotient", "partition", "flows", "traffic", "nccl",
-    "trees", "writes", "dispatch", "patterns", "footprint",
+    "chunks", "messages", "segments", "legs", "collective", "fold", "quotient", "partition", "flows", "traffic",
+    "nccl", "trees", "writes", "dispatch", "patterns", "footprint",
 )  # fmt: skip
 STAIRS = [
     *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],
@@ -40,9 +40,10 @@ STAIRS = [
         ("result", "plot"),
         ("validation", "simulation"),
         ("mix", "shares"),
-        *[("simulation", below) for below in ("mix", "shares", "site")],
+        ("capacity", "shares"),
+        *[("simulation", below) for below in ("capacity", "mix", "shares", "site")],
         ("jobs", "site"),
-        *[("explain", below) for below in ("mix", "shares")],
+        *[("explain", below) for below in ("capacity", "mix", "shares")],
         ("calibrate", "constants"),
         ("calibrate", "simulation"),
         ("calibrate", "validation"),

@@ -22,7 +22,18 @@ from colossim.scenario.reader import load_scenario
 from colossim.segments import Compiler
 from colossim.simulation import compile_setup, lay_out, play_step, prepare, simulate
 from colossim.workload.kernels import kernel_time
-from colossim.workload.program import Collective, Compute, Pass, Post, Send, StageProgram, Wait
+from colossim.workload.program import (
+    Collective,
+    Compute,
+    Copied,
+    Copy,
+    HostStep,
+    Pass,
+    Post,
+    Send,
+    StageProgram,
+    Wait,
+)
 from colossim.workload.schedule import order
 
 NOTHING = Partition(np.zeros(1, np.int32), (), np.zeros(1, np.int32), 0)
@@ -521,7 +532,8 @@ class Plain:
             self.laid.scenario.job,
         )
         program, tags, counts = self.laid.shares.kinds[int(self.laid.traffic.kind[r])].programs[stage], {}, {}
-        gpu = self.laid.cluster.node_types[hardware].gpu
+        node = self.laid.cluster.node_types[hardware]
+        gpu, host = node.gpu, node.host
         todo = [(op, None) for op in program.prologue]
         todo += [(op, (p.micro_batch, p.chunk)) for p in program.passes for op in p.body]
         for op, key in todo + [(op, None) for op in program.epilogue]:
@@ -544,6 +556,15 @@ class Plain:
                     tags[op.tag] = flight
             elif isinstance(op, Wait):
                 yield tags.pop(op.tag)
+            elif isinstance(op, Copy):
+                seconds = op.size / (host.from_gpu if op.direction == "out" else host.to_gpu)
+                self.alone(("copies", r, op.direction), seconds)
+            elif isinstance(op, Copied):
+                if self.queues.get(("copies", r, op.direction)):
+                    yield self.queues["copies", r, op.direction][-1]
+            elif isinstance(op, HostStep):
+                times = 4 / host.from_gpu, 34 * min(node.gpus, op.ranks) / host.rate, 2 / host.to_gpu
+                yield self.pause(r, op.parameters * (max(times) if op.beside else sum(times)))
             elif isinstance(op, Send):
                 turn = int(op.direction == "forward" and stage == self.last) - int(
                     op.direction == "backward" and stage == 0
@@ -560,9 +581,13 @@ class Plain:
 
     def pause(self, r, seconds):
         """A flight of nothing, which no kernel slows."""
-        flight = Flight(("pause", r, self.now))
+        return self.alone(("pause", r, self.now), seconds)
+
+    def alone(self, name, seconds):
+        """A flight of nothing behind those of its name."""
+        flight = Flight(name)
         flight.latency, flight.cap, flight.links = seconds, float("inf"), {}
-        self.queues["pause", r, self.now] = [flight]
+        self.queues.setdefault(name, []).append(flight)
         return flight
 
     def run(self):

@@ -29,6 +29,7 @@ from colossim.catalog.quantities import (
     Size,
     SomeCount,
     SomeShare,
+    SomeSize,
     Watts,
 )
 from colossim.units import SHARE
@@ -84,6 +85,15 @@ class NetworkCurve(Facts):
     ll128: bool = Field(default=True, description="whether NCCL runs protocol LL128 over it")
 
 
+class HostMemory(Facts):
+    """The memory of a node's CPUs, and how its GPUs reach it."""
+
+    memory: SomeSize = Field(description="bytes of a node, all its CPUs together")
+    rate: Rate = Field(description="bytes/s that it sustains, read and written, for all GPUs of the node together")
+    from_gpu: Rate = Field(description="bytes/s of a copy from each GPU while all GPUs of the node copy")
+    to_gpu: Rate = Field(description="bytes/s of a copy to each GPU while all GPUs of the node copy")
+
+
 class NodeType(Entry):
     """One server, or one NVLink domain."""
 
@@ -94,6 +104,9 @@ class NodeType(Entry):
     nvlink_ring: RingCurve = Field(description="what rings over NVLink sustain")
     network: NetworkCurve = Field(description="what collectives over the network sustain")
     nvls: NvlsCurve | None = Field(default=None, description="what its NVSwitch reduces; null where it can't")
+    host: HostMemory | None = Field(
+        default=None, description="the CPUs' memory, which `job.offload` needs; null where it isn't known"
+    )
     overhead_power: Watts = Field(description="W of CPUs, NICs, fans: all that isn't a GPU")
     topology: str | None = Field(
         default=None,

@@ -12,12 +12,28 @@ import simpy
 
 from colossim.engine.group import STRAGGLER, Call, Group
 from colossim.engine.network import Activity, Network
-from colossim.legs import CATEGORY, Alone, Blocking, Fetch, Gate, Leg, Meeting, Part, Segment, Ship, Slowed, Start
+from colossim.legs import (
+    CATEGORY,
+    Alone,
+    Blocking,
+    Fetch,
+    Gate,
+    Haul,
+    Hauled,
+    Leg,
+    Meeting,
+    Part,
+    Segment,
+    Ship,
+    Slowed,
+    Start,
+)
 from colossim.quotient import RankClass
 
 BUBBLE = CATEGORY["bubble"]
 BOUNDARY = CATEGORY["forward"]
 DATA = CATEGORY["data"]
+HOST = CATEGORY["host"]
 
 
 def _pass(gate: Gate, env: simpy.Environment) -> simpy.Event:
@@ -90,6 +106,7 @@ class Member:
         """The SimPy process of the class."""
         env = self.network.env
         posted: dict[str, tuple[Call, int]] = {}
+        free: dict[str, float] = {}  # s at which a copy stream has nothing left
         counts = self._counts
         self._legs = max(1, len(legs))
         for number, leg in enumerate(legs):
@@ -142,6 +159,13 @@ class Member:
                     before = posted[step.after][0] if step.after else None
                     call = self._group(step.channel).arrive_after(before, counts[step.channel], step.timing)
                     posted[step.tag] = (call, step.category)
+                elif isinstance(step, Haul):
+                    free[step.direction] = max(env.now, free.get(step.direction, 0.0)) + step.seconds
+                elif isinstance(step, Hauled):
+                    start, late = env.now, free.get(step.direction, 0.0) - env.now
+                    if late > 0:
+                        yield env.timeout(late)
+                        self.log_span(start, env.now, HOST)
                 else:
                     call, category = posted.pop(step.tag)
                     if call.ended is None:

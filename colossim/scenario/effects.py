@@ -70,6 +70,8 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         ("job.parallelism.expert_tensor", not model.experts, "the model has no experts"),
         ("job.parallelism.context_style", par.context == 1, "context parallelism is 1"),
+        ("job.offload.optimizer", job.offload.optimizer and not job.optimizer, "steps end without an optimizer"),
+        ("job.overlap.offload", not job.offload.keys, "nothing is offloaded"),
         ("job.overlap.pipeline", par.pipeline == 1, "there is one stage"),
         *(
             (f"job.parallelism.{key}", par.pipeline == 1, "there is one stage")

@@ -41,6 +41,7 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_context_heads(job, report)
     _check_recompute_layers(job, "job", report)
     _check_groups(scenario, report)
+    _check_offload(scenario, report)
 
 
 def _check_size(scenario: Scenario, report: Report) -> None:
@@ -251,6 +252,16 @@ def _check_context_heads(job: JobSpec, report: Report) -> None:
     elif model.kv_heads % ranks and ranks % model.kv_heads:
         message = f"{what}; {ranks} and {model.kv_heads} key/value heads: one must divide the other"
         report(field, f"{message}, or context_style: all-gather")
+
+
+def _check_offload(scenario: Scenario, report: Report) -> None:
+    for key in scenario.job.offload.keys:
+        for index, group in enumerate(scenario.cluster.nodes):
+            if group.type.host is None:
+                message = (
+                    f"the {group.type.name} of cluster.nodes.{index} doesn't say what memory its CPUs have: give it"
+                )
+                report(f"job.offload.{key}", f"{message} `host: {{memory, rate, from_gpu, to_gpu}}`, or leave this out")
 
 
 def _check_sequence(job: JobSpec, report: Report) -> None:

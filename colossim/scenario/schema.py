@@ -164,6 +164,28 @@ class Overlap(Facts):
     tensor: bool = Field(default=False, description="tensor collectives beside their products")
     pipeline: bool = Field(default=True, description="stage boundaries: a send starts when its data are ready")
     expert: bool = Field(default=False, description="expert all-to-all beside the shared MLP")
+    offload: bool = Field(
+        default=True,
+        description="copies to and from the host beside kernels, and beside the optimizer's step there; else one by one",
+    )
+
+
+class Offload(Facts):
+    """What the memory of the node's CPUs holds in place of the GPU's."""
+
+    activations: Share = Field(
+        default="0 %",
+        validate_default=True,
+        description="share of what each layer keeps for its backward pass that waits for it on the host",
+    )
+    optimizer: bool = Field(
+        default=False, description="optimizer state, and its step: gradients go there, 16-bit parameters come back"
+    )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those that put anything on the host."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name))
 
 
 class BatchRamp(Facts):
@@ -213,6 +235,7 @@ class JobSpec(Facts):
         default_factory=dict,
         description="settings by node type, for replicas that stand on nodes of this type alone",
     )
+    offload: Offload = Field(default=Offload(), description="what the host's memory holds in place of the GPU's")
     overlap: Overlap = Field(default=Overlap(), description="what runs beside kernels")
     bucket: SomeSize | None = Field(default=None, description="bytes of a gradient bucket; by the software when absent")
     tokens: SomeCount | None = Field(default=None, description="tokens of the whole run; gives the time to train")

@@ -10,6 +10,7 @@ from colossim.scenario.derive import Plan
 from colossim.scenario.schema import JobSpec, Recompute
 from colossim.workload.layers import WIDTH, LayerOps
 from colossim.workload.loads import Load, layer_loads
+from colossim.workload.offload import APART, Neighbours, Offloading
 from colossim.workload.program import (
     Collective,
     Direction,
@@ -58,6 +59,7 @@ class _Builder:
         self.loads = layer_loads(self.plan, self.job)
         self._loaded = {load: LayerOps(self.plan, self.job, load) for load in set(self.loads)}
         self.states = Sharding(self.plan, self.job)
+        self.host = Offloading(self.plan, self.job)
         self.splits = splits_backward(self.job.parallelism.schedule)
 
     # -- a stage -----------------------------------------------------------------------------------------------------
@@ -70,17 +72,19 @@ class _Builder:
         last = plan.micro_batches - 1
         # A micro-batch changes what a pass does through its parameters' arrival and its gradients' release only: 512 of
         # them are put together once.
-        known: dict[tuple[Kind, int, bool], tuple[tuple[Op, ...], float]] = {}
+        known: dict[tuple[Kind, int, bool, Neighbours], tuple[tuple[Op, ...], float]] = {}
         passes = []
-        for kind, micro_batch, chunk in slots:
+        outermost = [(self._copies(self._shape(stage, chunk)) or (0.0,))[-1] for chunk in range(plan.chunks)]
+        beside = self.host.neighbours(slots, outermost)
+        for (kind, micro_batch, chunk), near in zip(slots, beside, strict=True):
             if kind == "F":
                 special = states.prefetches and micro_batch == 0
             else:
                 completes = kind == ("W" if self.splits else "B")
                 special = completes and states.released and (states.shards_gradients or micro_batch == last)
-            key = (kind, chunk, special)
+            key = (kind, chunk, special, near)
             if key not in known:
-                body = self._body(stage, chunk, kind, tuple(buckets) if special else ())
+                body = self._body(stage, chunk, kind, tuple(buckets) if special else (), near)
                 known[key] = body, self._host(host, stage, chunk, kind)
             passes.append(Pass(kind, micro_batch, chunk, *known[key]))
         return StageProgram(
@@ -97,6 +101,12 @@ class _Builder:
         last = stage == plan.pipeline - 1 and chunk == plan.chunks - 1
         loads = tuple(self.loads[i] for i in layers)
         return tuple(is_moe(model, i) for i in layers), loads, stage == 0 and chunk == 0, last
+
+    def _copies(self, shape: _Shape) -> tuple[float, ...]:
+        """(layers,) bytes that each layer of a chunk sends to the host."""
+        layers, loads, _, _ = shape
+        kinds = zip(layers, loads, strict=True)
+        return tuple(self.host.layer(i, load.fullest if routed else 0.0) for i, (routed, load) in enumerate(kinds))
 
     def _host(self, host: Host | None, stage: int, chunk: int, kind: Kind) -> float:
         """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it.
@@ -117,13 +127,20 @@ class _Builder:
         kernels = {part: launches(self._body(stage, chunk, part, ())) for part in ("B", "W")}
         return whole * kernels[kind] / sum(kernels.values())
 
-    def _body(self, stage: int, chunk: int, kind: Kind, buckets: tuple[Bucket, ...]) -> tuple[Op, ...]:
-        """buckets: those that the pass is the first to need, or the last to add to."""
+    def _body(
+        self, stage: int, chunk: int, kind: Kind, buckets: tuple[Bucket, ...], near: Neighbours = APART
+    ) -> tuple[Op, ...]:
+        """buckets: those that the pass is the first to need, or the last to add to.  near: what stands beside it."""
         shape = self._shape(stage, chunk)
-        key = (shape, kind, chunk if buckets else -1, buckets)
+        key = (shape, kind, chunk if buckets else -1, buckets, near)
         if key not in self._bodies:
-            build = {"F": self._forward, "B": self._backward, "W": self._weights}[kind]
-            self._bodies[key] = merged(build(shape, chunk, buckets))
+            if kind == "F":
+                ops = self._forward(shape, chunk, buckets, near)
+            elif kind == "B":
+                ops = self._backward(shape, chunk, buckets, near)
+            else:
+                ops = self._weights(shape, chunk, buckets)
+            self._bodies[key] = merged(ops)
         return self._bodies[key]
 
     # -- passes ------------------------------------------------------------------------------------------------------
@@ -145,9 +162,9 @@ class _Builder:
             return []
         return [Collective("tensor", "all_gather", WIDTH * self.plan.tokens * self.job.model.hidden)]
 
-    def _forward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
+    def _forward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...], near: Neighbours) -> list[Op]:
         layers, loads, first, last = shape
-        states = self.states
+        states, copies = self.states, self._copies(shape)
         ops: list[Op] = (
             [*states.await_parameters(buckets, chunk, -1), *states.gather_ends(first=first)] if first else []
         )
@@ -159,6 +176,7 @@ class _Builder:
             if last and i == len(layers) - 1:
                 ops += states.gather_ends(last=last, tag="head")
             ops += self._loaded[load].forward(routed)
+            ops += self.host.after_forward(copies, i, near)
         ops += self.ops.scaling(len(layers))
         if last:
             ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
@@ -171,12 +189,14 @@ class _Builder:
         """What a backward pass does of these operations: all, or what leads to the input's gradients."""
         return split_backward(ops)[0] if self.splits else ops
 
-    def _backward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
+    def _backward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...], near: Neighbours) -> list[Op]:
         layers, loads, first, last = shape
-        states = self.states
-        ops: list[Op] = states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
+        states, copies = self.states, self._copies(shape)
+        ops = self.host.before_backward(copies, near)
+        ops += states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
         ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
         for i in reversed(range(len(layers))):
+            ops += self.host.before_layer(copies, i, near)
             ops += states.gather_layers(layers, i, -1)
             ops += self._now(self._loaded[loads[i]].backward(layers[i], self.job.recomputed(i)))
             ops += states.release(buckets, chunk, i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from colossim.workload.transformer import chunk_layers, is_moe, local_ends, prod
 
 #: Bytes of a weight, and of a gathered activation.
 _WEIGHT = 2.0
+#: Bytes of a gradient on the host: fp32, cast on the GPU (DeepSpeed, runtime/zero/stage_1_and_2.py,
+#: async_inplace_copy_grad_to_fp32_buffer_from_gpu; Megatron-Core, optimizer/cpu_offloading/hybrid_optimizer.py).
+HOST_GRADIENT = 4.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Memory:
     """Bytes of one GPU of a stage at the peak of the step, which is in its passes or in its optimizer's step.
 
     update: what that step takes beyond gradients and state, 0 if the peak is in the passes; else activations are 0.
+    host: bytes that the node's CPUs hold for the GPU, at their own peak.
     """
 
     stage: int
@@ -32,6 +37,7 @@ class Memory:
     activations: float
     update: float
     workspace: float
+    host: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -109,39 +115,51 @@ def _gathered(plan: Plan, job: JobSpec, *, backward: bool) -> float:
     return (2 if backward else 1) * 2 * _WEIGHT * plan.context * plan.tokens * kv
 
 
-def _activations(plan: Plan, job: JobSpec, stage: int) -> float:
-    """Bytes of activations at the fullest moment of a stage's passes.
+def _activations(plan: Plan, job: JobSpec, stage: int) -> tuple[float, float]:
+    """Bytes of activations at the fullest moment of a stage's passes: on the GPU, and on the host at its own.
 
     F adds its chunk's and B frees them, with one layer computed again, or its keys and values gathered, at a time; what
     zero-bubble's W needs stays from B to W. Logits live from the last chunk's F to its B, with what the stack's cross
     entropy makes of them, and are gone when B reaches a layer; their gradient stays until W.
+
+    Of what is offloaded the GPU has two layers: one at work, one on its way. Between the passes of a pipeline's micro-batches
+    a third waits for the next backward pass.
     """
     model = job.model
     loads = [load.fullest if is_moe(model, i) else 0.0 for i, load in enumerate(layer_loads(plan, job))]
     ways = {how: job.model_copy(update={"recompute": how}) for how in (job.recompute, "none")}
-    kept, pending, again = [], [], []  # a chunk each
+    kept, pending, again, sent = [], [], [], []  # a chunk each
+    share, largest = job.offload.activations, 0.0
     for chunk in range(plan.chunks):
         layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
         kinds = Counter((loads[layer], job.recomputed(i)) for i, layer in enumerate(layers))
-        own = sum(n * layer_activations(plan, ways[how], routed) for (routed, how), n in kinds.items())
+        sizes = {kind: layer_activations(plan, ways[kind[1]], kind[0]) for kind in kinds}
+        own = sum(n * sizes[kind] for kind, n in kinds.items())
+        sent.append(share * own)
+        largest = max(largest, share * max(sizes.values(), default=0.0))
         late = sum(n * weight_gradient_inputs(plan, job, routed) for (routed, _), n in kinds.items())
         loss = 0.0
         if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
             logits = plan.tokens * model.vocabulary / plan.tensor
             loss = job.software.logit_bytes * logits
             late += 2.0 * logits
-        kept.append(own + loss)
+        kept.append((1.0 - share) * own + loss)
         pending.append(late)
         most = max((_recomputed(plan, ways[how], routed) for routed, how in kinds), default=0.0)
         again.append(max(0.0, most - loss))
     gathered = {kind: _gathered(plan, job, backward=kind == "B") for kind in ("F", "B")}
-    return max(
+    buffer = (2 if plan.pipeline == 1 else 3) * largest
+    moments = holdings(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
+    away = [sum(n * size for n, size in zip(held.activations, sent, strict=True)) for held in moments]
+    here = max(
         sum(n * size for n, size in zip(held.activations, kept, strict=True))
+        + min(offloaded, buffer)
         + sum(n * size for n, size in zip(held.pending, pending, strict=True))
         + (again[held.chunk] if held.kind == "B" else 0.0)
         + gathered.get(held.kind, 0.0)
-        for held in holdings(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
+        for held, offloaded in zip(moments, away, strict=True)
     )
+    return here, max(away)
 
 
 def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
@@ -150,26 +168,30 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     States a local parameter: 2 of weight, the stack's accumulated gradient, its optimizer state; ZeRO-1 shards the
     optimizer, ZeRO-2 the gradients too, ZeRO-3 all, over the group that holds the same parameters. The passes add
     activations at the fullest moment of the schedule, and of ZeRO-3 two layers, and embedding or head, gathered at a time;
-    the optimizer's step adds copies of its shard's gradients and temporaries.
+    the optimizer's step adds copies of its shard's gradients and temporaries. An optimizer on the host has its state there,
+    and the gradients in fp32.
     """
     model, stack = job.model, job.software
     local = stage_parameters(model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert, plan.expert_tensor)
     level = ("none", "optimizer", "gradients", "parameters").index(job.parallelism.sharding)
-    parameters = gradients = optimizer = update = gathered = 0.0
+    parameters = gradients = optimizer = update = gathered = shard = 0.0
     of_experts = plan.expert_group if plan.experts_apart else plan.sharding_group
     for count, group in ((local.dense, plan.sharding_group), (local.experts, of_experts)):
         parameters += stack.shard_bytes * count / group if level >= 3 else _WEIGHT * count
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
-        optimizer += stack.optimizer_bytes * count / (group if level >= 1 else 1)
-        update += stack.update_bytes * count / (group if level >= 1 else 1)
+        shard += count / (group if level >= 1 else 1)
     if level >= 3:
         ends = local_ends(model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
         layers = sum(len(chunk_layers(plan.pipeline, plan.layers, stage, c)) for c in range(plan.chunks))
         share = min(2, layers) / max(1, layers) if job.parallelism.reshard else 1.0
         gathered = _WEIGHT * (share * (local.dense - ends + local.experts) + ends)
-    activations = _activations(plan, job, stage)
-    passes = Memory(stage, parameters + gathered, gradients, optimizer, activations, 0.0, stack.workspace)
-    step = Memory(stage, parameters, gradients, optimizer, 0.0, update, stack.workspace)
+    activations, host = _activations(plan, job, stage)
+    if job.offload.optimizer:
+        host += (stack.optimizer_bytes + HOST_GRADIENT) * shard
+    else:
+        optimizer, update = stack.optimizer_bytes * shard, stack.update_bytes * shard
+    passes = Memory(stage, parameters + gathered, gradients, optimizer, activations, 0.0, stack.workspace, host)
+    step = Memory(stage, parameters, gradients, optimizer, 0.0, update, stack.workspace, host)
     return max(passes, step, key=lambda moment: moment.peak)
 
 
@@ -178,28 +200,31 @@ def memory_by_stage(plan: Plan, job: JobSpec) -> list[Memory]:
     return [stage_memory(plan, job, stage) for stage in range(plan.pipeline)]
 
 
-def fits(plan: Plan, job: JobSpec, capacity: list[float]) -> bool:
-    """Whether every stage fits; capacity: bytes of the smallest GPU of each stage."""
-    return all(m.peak <= limit for m, limit in zip(memory_by_stage(plan, job), capacity, strict=True))
+def fits(plan: Plan, job: JobSpec, capacity: list[float], host: float = math.inf) -> bool:
+    """Whether every stage fits; capacity: bytes of the smallest GPU of each stage.  host: a GPU's share of its CPUs' memory."""
+    stages = memory_by_stage(plan, job)
+    return all(m.peak <= limit and m.host <= host for m, limit in zip(stages, capacity, strict=True))
 
 
 def suggestions(scenario: Scenario, capacity: float) -> list[str]:
     """Changes of one to three settings, each of which makes the job fit into GPUs of `capacity` bytes; the nearest first."""
+    hosts = min((g.type.host.memory / g.type.gpus if g.type.host else 0.0) for g in scenario.cluster.nodes)
     found: list[str] = []
     enough: list[set[tuple[str, object]]] = []
     for changes in _changes(scenario):
         if any(fewer <= set(changes.items()) for fewer in enough):
             continue
-        parallel = {k.split(".")[-1]: v for k, v in changes.items() if k.startswith("job.parallelism.")}
-        plain = {k.split(".")[-1]: v for k, v in changes.items() if not k.startswith("job.parallelism.")}
-        parallelism = scenario.job.parallelism.model_copy(update=parallel)
-        job = scenario.job.model_copy(update={**plain, "parallelism": parallelism})
+        update: dict[str, object] = {k.split(".")[1]: v for k, v in changes.items() if k.count(".") == 1}
+        for part in ("parallelism", "offload"):
+            own = {k.split(".")[2]: v for k, v in changes.items() if k.startswith(f"job.{part}.")}
+            update[part] = getattr(scenario.job, part).model_copy(update=own)
+        job = scenario.job.model_copy(update=update)
         changed = scenario.model_copy(update={"job": job})
         try:
             plan = derive(changed)
         except ScenarioError:
             continue
-        if fits(plan, job, [capacity] * plan.pipeline):
+        if fits(plan, job, [capacity] * plan.pipeline, hosts):
             enough.append(set(changes.items()))
             found.append(
                 " ".join(f"--set {path}={str(v).lower() if isinstance(v, bool) else v}" for path, v in changes.items())
@@ -235,6 +260,9 @@ def _changes(scenario: Scenario) -> Iterator[dict[str, object]]:
     singles += [{"job.parallelism.pipeline": par.pipeline * f, "job.parallelism.data": "auto"} for f in (2, 4, 8)]
     if par.sharding != "parameters":
         singles.append({"job.parallelism.sharding": "parameters"})
+    if all(group.type.host is not None for group in scenario.cluster.nodes):
+        singles += [{"job.offload.optimizer": True}] if job.optimizer and not job.offload.optimizer else []
+        singles += [{"job.offload.activations": 0.5}] if job.offload.activations < 0.5 else []
     for size in (1, 2, 3):
         for chosen in combinations(singles, size):
             fields = [field for change in chosen for field in change if field != "job.parallelism.data"]

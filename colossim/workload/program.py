@@ -145,7 +145,34 @@ class Receive:
     direction: Direction
 
 
-Op = Compute | Collective | Post | Wait | Send | Receive
+@dataclass(frozen=True)
+class Copy:
+    """Starts a copy of `size` bytes to the host's memory (out) or from it (in), first-in first-out each way."""
+
+    direction: Literal["out", "in"]
+    size: float
+
+
+@dataclass(frozen=True)
+class Copied:
+    """Blocks until all copies of this direction have ended."""
+
+    direction: Literal["out", "in"]
+
+
+@dataclass(frozen=True)
+class HostStep:
+    """The optimizer's step on the host, for the rank's share of parameters; blocks.
+
+    ranks: of the job: those of a node share its memory.  beside: whether copies run beside the step.
+    """
+
+    parameters: float
+    ranks: int
+    beside: bool
+
+
+Op = Compute | Collective | Post | Wait | Send | Receive | Copy | Copied | HostStep
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from colossim.scenario.plan import Plan
 from colossim.scenario.schema import JobSpec
 from colossim.workload.kernels import Stream
 from colossim.workload.layers import WIDTH
+from colossim.workload.offload import Offloading
 from colossim.workload.program import ChannelName, Collective, Compute, Op, Post, Wait, merged
 from colossim.workload.transformer import Stage, chunk_layers, head, local_ends, local_layer, stage_parameters
 
@@ -246,17 +247,20 @@ class Sharding:
             ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._reduction(channel, n)]
         ops += self._tied_embedding(stage)
         if job.optimizer:
-            traffic = sum(
-                n * job.software.optimizer_traffic / (self.shards(channel) if self.shards_optimizer else 1)
-                for channel, n in parts
-            )
+            own = sum(n / (self.shards(channel) if self.shards_optimizer else 1) for channel, n in parts)
+            if job.offload.optimizer:
+                # The gradients' norm stays on the GPU.
+                traffic = own * job.software.gradient_bytes
+                update: list[Op] = [Offloading(plan, job).step(own)]
+            else:
+                traffic, update = own * job.software.optimizer_traffic, []
             if job.precision == "fp8":
                 # The products' weights are cast once a step, as their inputs are; embedding and head stay in 16 bit.
                 ends = local_ends(
                     job.model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline
                 )
                 traffic += 4 * (local.dense + local.experts - ends)
-            ops.append(Compute((Stream(traffic),), "optimizer"))
+            ops += [Compute((Stream(traffic),), "optimizer"), *update]
         if self.shards_optimizer and not self.gathers and not self.prefetches:
             ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._gather(channel, n)]
         return merged(ops)
