@@ -50,6 +50,8 @@ def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
     A token keeps, of 16-bit values: 4h of two norms, 2h the input of QKV, 2(a+2g)d, 2ad, the MLP's 2h + 4f (6f gated), 2h of
     dropout masks, 5as unfused scores unless they are recomputed. The tensor group shares all of it with sequence
     parallelism; without it 10h stay whole (Korthikanti et al. 2022, eqs. 1, 2, 4: 34 s b h + 5 a s^2 b a layer).
+    In fp8 products keep their inputs in 8 bit, that of attention's output beside attention's own (TransformerEngine,
+    pytorch/module/linear.py, saved_inputmat): 29 h of a GPT's 34.
     """
     model, t = job.model, plan.tensor
     h, q = model.hidden, model.heads * model.head_size
@@ -67,14 +69,16 @@ def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
         return plan.tokens * 2.0 * (h / whole + (kept + core) / t + summed)
     dropout = 2.0 * h if model.dropout else 0.0
     norms = (4.0 * h + dropout) / whole
-    attention = 2.0 * h / whole + (2.0 * (q + 2 * kv) + 2.0 * q) / t
+    eight = job.precision == "fp8"
+    given = 1.0 if eight else 2.0
+    attention = given * h / whole + (2.0 * (q + 2 * kv) + (2.0 + eight) * q) / t
     if job.software.attention == "unfused" and job.recompute == "none":
         attention += 5.0 * model.heads * plan.sequence / t
-    wide = 6.0 if model.mlp_matrices == 3 else 4.0
+    wide = (4.0 if model.mlp_matrices == 3 else 2.0) + given
     if not routed:
-        return plan.tokens * (norms + attention + 2.0 * h / whole + wide * model.ffn / t)
+        return plan.tokens * (norms + attention + given * h / whole + wide * model.ffn / t)
     k = model.experts_per_token * routed
-    mlp = 2.0 * h / whole + k * (2.0 * h / whole + wide * model.expert_ffn / t + 2.0 * h / whole)
+    mlp = 2.0 * h / whole + k * (given * h / whole + wide * model.expert_ffn / t + 2.0 * h / whole)
     return plan.tokens * (norms + attention + mlp + wide * model.shared_ffn / t)
 
 
