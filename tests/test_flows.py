@@ -113,9 +113,11 @@ def test_another_seed_is_another_hash():
 @pytest.mark.parametrize("placement", ["packed", "scattered"])
 def test_replicas_apart_stand_for_every_group(seed, placement, monkeypatch):
     """All 4 replicas apart, folded, against every rank and group by itself: tensor ranks of a replica wait for each other
-    at every layer, so that only the slowest of their flows counts, up to what the others free a moment earlier; and up to
-    two thousandths the other way, where transfers that begin close together change places."""
-    changes = ("cluster.fabric.routing=ecmp", f"run.seed={seed}", f"job.placement={placement}")
+    at every layer, so that only the slowest of their flows counts, up to what the others free a moment earlier.
+
+    What overlap costs is said here: it moves which transfers meet, and no fit of the catalogue's should move the bound."""
+    costs = ("job.software.overlap={compute: 0.3782, transfer: 0.3782}", "job.software.boundary_overlap=7.401 %")
+    changes = ("cluster.fabric.routing=ecmp", f"run.seed={seed}", f"job.placement={placement}", *costs)
     monkeypatch.setattr(colossim.flows, "MOST_NEAR", 1000)
     whole = laid(*changes)
     times = {}
@@ -123,7 +125,7 @@ def test_replicas_apart_stand_for_every_group(seed, placement, monkeypatch):
         quotient, pace = fold(whole.traffic, how, seed)
         times[how] = play_step(compile_setup(whole, quotient, pace)).step_time
     assert times["exact"] == pytest.approx(times["off"], rel=0.02)
-    assert times["exact"] >= times["off"] * (1 - 2e-3)
+    assert times["exact"] >= times["off"] * (1 - 1e-3)
 
 
 def test_replicas_are_what_communicates_other_than_across_all():
