@@ -23,6 +23,9 @@ METHODS: dict[BufferName, tuple[str, ...]] = {
     **dict.fromkeys(("proj_fprop", "fc2_fprop"), ("none", "ring", "pipeline")),
     **dict.fromkeys(("qkv_dgrad", "fc1_dgrad", "qkv_wgrad", "fc1_wgrad"), ("none", "bulk")),
 }
+#: Products of the backward pass of column-parallel layers, the head's too, whose collectives a stack may start beside them.
+COLUMN_BACKWARD = ("qkv_dgrad", "fc1_dgrad", "head_dgrad", "qkv_wgrad", "fc1_wgrad", "head_wgrad")
+Product = BufferName | Literal["head_dgrad", "head_wgrad"]
 
 
 class Buffer(Facts):
@@ -55,6 +58,12 @@ class TensorOverlap(Facts):
         default=0.0,
         description="part of each collective that is hidden for nothing, for a stack whose methods aren't known",
     )
+    backward_sms: Annotated[int, Field(ge=0, le=32)] = Field(
+        default=0,
+        description="SMs of the library's kernel (a channel each) where the stack starts the backward collectives of a"
+        " column-parallel product beside it, with overlap.tensor or without: its input's gather beside the dgrad, the"
+        " reduction of the input gradient beside the wgrad; 0: they show",
+    )
     qkv_fprop: Buffer = Field(default=_NONE, description="queries, keys and values, and the gather of their input")
     proj_fprop: Buffer = Field(default=_NONE, description="attention's output product, and its reduction")
     fc1_fprop: Buffer = Field(default=_NONE, description="the MLP's first product, and the gather of its input")
@@ -76,13 +85,13 @@ class TensorOverlap(Facts):
 
     @model_validator(mode="after")
     def _one_way(self) -> TensorOverlap:
-        if self.share and self.by_product:
+        if self.share and (self.by_product or self.backward_sms):
             raise ValueError(
                 "a share of each collective is hidden, or each has its method: leave out `share` or the others"
             )
         return self
 
-    def of(self, product: BufferName) -> Buffer:
+    def of(self, product: Product) -> Buffer:
         """The collective beside this product."""
         found: Buffer = getattr(self, product)
         return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from colossim.catalog.overlap import Buffer, BufferName
+from colossim.catalog.overlap import COLUMN_BACKWARD, METHODS, Buffer, Product
 from colossim.scenario.schema import Recompute
 from colossim.workload import elementwise
 from colossim.workload.beside import beside
@@ -43,15 +43,17 @@ class LayerOps(ContextOps):
     """Builds the operations of layers of one job."""
 
     # -- collectives of the tensor group -----------------------------------------------------------------------------
-    def _buffer(self, product: BufferName | None) -> Buffer:
+    def _buffer(self, product: Product | None) -> Buffer:
         """How a collective runs beside a product: those of attention and the dense MLP have user buffers.
 
-        The embedding, the head and what experts' dispatchers gather and scatter have none. They need sequence parallelism
-        (NeMo, nemo/lightning/pytorch/callbacks/megatron_comm_overlap.py).
+        The head and what experts' dispatchers gather and scatter have none. They need sequence parallelism (NeMo,
+        nemo/lightning/pytorch/callbacks/megatron_comm_overlap.py). Without one a stack may still start the collectives of a
+        column-parallel product's backward pass beside its products.
         """
-        if product is None or not (self.sequence and self.job.overlap.tensor):
-            return Buffer()
-        return self.job.software.tensor_overlap.of(product)
+        overlap = self.job.software.tensor_overlap
+        ours = overlap.of(product) if product in METHODS and self.sequence and self.job.overlap.tensor else Buffer()
+        started = ours.method == "none" and overlap.backward_sms and product in COLUMN_BACKWARD
+        return Buffer(method="bulk", sms=overlap.backward_sms) if started else ours
 
     def _tensor(
         self,
@@ -60,14 +62,14 @@ class LayerOps(ContextOps):
         width: float = WIDTH,
         *,
         for_weights: bool = False,
-        product: BufferName | None = None,
+        product: Product | None = None,
         kernels: Sequence[Kernel] = (),
     ) -> list[Op]:
         """A collective over `tokens` hidden vectors, beside the `product` that is there to hide it, with its `kernels`."""
         ranks, size = self.plan.tensor, width * tokens * self.job.model.hidden
         if ranks == 1:
             return []
-        share = self.job.software.tensor_overlap.share if product and self.job.overlap.tensor else 0.0
+        share = self.job.software.tensor_overlap.share if product in METHODS and self.job.overlap.tensor else 0.0
         # A ring's reduction ends in a kernel that reads what came from each rank, and writes the sum.
         summed = size * (1 + 1 / ranks) if operation == "reduce_scatter" else 0.0
         products = [kernel for kernel in kernels if isinstance(kernel, Gemm)]
@@ -77,12 +79,12 @@ class LayerOps(ContextOps):
     def _gather(self, tokens: float, *, for_weights: bool = False) -> list[Op]:
         return self._tensor("all_gather", tokens, for_weights=for_weights) if self.sequence else []
 
-    def _combine(self, tokens: float, product: BufferName | None = None, kernels: Sequence[Kernel] = ()) -> list[Op]:
+    def _combine(self, tokens: float, product: Product | None = None, kernels: Sequence[Kernel] = ()) -> list[Op]:
         operation: Operation = "reduce_scatter" if self.sequence else "all_reduce"
         width = 1.0 if self.eight and self._buffer(product).fp8 else WIDTH
         return self._tensor(operation, tokens, width, product=product, kernels=kernels)
 
-    def _gather_input(self, product: BufferName, kernels: Sequence[Kernel], *, for_weights: bool = False) -> list[Op]:
+    def _gather_input(self, product: Product, kernels: Sequence[Kernel], *, for_weights: bool = False) -> list[Op]:
         """The input of a column-parallel product, or the output's gradient of a row-parallel one.
 
         The backward pass gathers the input again `for_weights`' gradient (Korthikanti et al. 2022, section 4.2.2).
@@ -264,11 +266,13 @@ class LayerOps(ContextOps):
     def head_backward(self) -> list[Op]:
         T, h, share = self.tokens, float(self.job.model.hidden), self.job.model.vocabulary / self.plan.tensor
         loss = Stream(self.job.software.loss_bytes_per_logit / 2 * T * share)
+        dgrad, wgrad = _halves(products := self.gradient_products(T, share, h, half=True))
+        again = self._tensor("all_gather", T, for_weights=True, product="head_dgrad", kernels=dgrad) if self.sequence else []
         return [
             _compute(loss),
-            *self._gather(T, for_weights=True),
-            _compute(*self.gradient_products(T, share, h, half=True)),
-            *self._combine(T),
+            *again,
+            _compute(*products),
+            *self._combine(T, "head_wgrad", wgrad),
             _compute(self._last_norm(backward=True)),
         ]
 
