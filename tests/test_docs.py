@@ -15,7 +15,8 @@ PAGES = sorted(path for path in DOCS.glob("*.md") if "```text" in path.read_text
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
-def test_a_page_prints_what_it_shows(path):
+def test_a_page_prints_what_it_shows(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a page may write files
     blocks = BLOCK.findall(path.read_text())
     names: dict[str, object] = {}
     compared = 0
