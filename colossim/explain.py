@@ -14,7 +14,7 @@ from colossim.cluster import Cluster, GraphCluster
 from colossim.jobs import stand
 from colossim.mix import silent_shares, told_shares
 from colossim.result.summary import said_share
-from colossim.scenario.derive import Plan, no_effects
+from colossim.scenario.derive import Plan, advice, no_effects
 from colossim.scenario.schema import JobSpec, Scenario, TrafficSpec
 from colossim.shares import Shares
 from colossim.simulation import LaidOut, lay_out
@@ -54,7 +54,7 @@ def _sections(scenario: Scenario, laid: LaidOut) -> dict[str, Section]:
     }
     if scenario.traffic is not None:
         sections["traffic"] = _offered(scenario.traffic)
-    notes = [*no_effects(scenario, plan), *silent_shares(scenario.job, cluster, laid.shares)]
+    notes = [*no_effects(scenario, plan), *advice(scenario, plan), *silent_shares(scenario.job, cluster, laid.shares)]
     if notes:
         sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
     return sections

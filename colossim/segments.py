@@ -12,7 +12,7 @@ plays its own tail. A segment of one class ends after the sum of its parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from colossim.collective import Library, Timing
@@ -53,6 +53,7 @@ from colossim.workload.program import (
     Send,
     StageProgram,
     Wait,
+    launched_apart,
 )
 
 
@@ -141,9 +142,9 @@ class Compiler:
         legs = []
         outside = (OUTSIDE, -1, -1)
         for body, host, where in [
-            (program.prologue, 0.0, outside),
+            (program.prologue, (0.0,), outside),
             *((p.body, p.host, (DIRECTION[p.kind], p.micro_batch, p.chunk)) for p in program.passes),
-            (program.epilogue, 0.0, outside),
+            (program.epilogue, (0.0,), outside),
         ]:
             if not body:
                 continue
@@ -159,7 +160,12 @@ class Compiler:
 
     # -- one body ----------------------------------------------------------------------------------------------------
     def _body(
-        self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass, posted: frozenset[tuple[str, int]]
+        self,
+        ops: tuple[Op, ...],
+        host: tuple[float, ...],
+        exponent: float,
+        rank: RankClass,
+        posted: frozenset[tuple[str, int]],
     ) -> tuple[tuple[Step, ...], frozenset[tuple[str, int]]]:
         in_flight = dict(posted)
         steps: list[Step] = []
@@ -175,7 +181,7 @@ class Compiler:
             meeting = -1
 
         skip = 0
-        whole = self._with_host(ops, host, exponent, rank)
+        whole = tuple(self._with_host(ops, host, exponent, rank))
         for at, op in enumerate(whole):
             if skip:
                 skip -= 1
@@ -318,10 +324,14 @@ class Compiler:
 
         return max(beside.shown(price(hardware), call, t.alone) for hardware in group.shape.hardware)
 
-    def _with_host(self, ops: tuple[Op, ...], host: float, exponent: float, rank: RankClass) -> tuple[Op | _Host, ...]:
-        """Adds what launching the pass's kernels costs beyond running them: (gpu^q + host^q)^(1/q) - gpu (models.md 2)."""
-        if host <= 0:
-            return ops
+    def _with_host(
+        self, ops: tuple[Op, ...], host: tuple[float, ...], exponent: float, rank: RankClass
+    ) -> Iterator[Op | _Host]:
+        """Adds what launching each part of the pass costs beyond running it: (gpu^q + host^q)^(1/q) - gpu (models.md 2)."""
+        for part, seconds in zip(launched_apart(ops), host, strict=True):
+            yield from self._with_floor(part, seconds, exponent, rank) if seconds > 0 else part
+
+    def _with_floor(self, ops: list[Op], host: float, exponent: float, rank: RankClass) -> Iterator[Op | _Host]:
         gpu = 0.0
         for op in ops:
             if isinstance(op, Compute):
@@ -331,9 +341,9 @@ class Compiler:
                 gpu += self._exposed(op, rank) * self._timing(op, rank)[2].alone
         peak = max(gpu, host)
         extra = peak * ((gpu / peak) ** exponent + (host / peak) ** exponent) ** (1 / exponent) - gpu
-        # What follows the pass's last kernel (its sends) waits for the launches, too.
+        # What follows the part's last kernel (its sends) waits for the launches, too.
         last = max((i for i, op in enumerate(ops) if isinstance(op, Compute | Collective)), default=-1) + 1
-        return (*ops[:last], _Host(extra), *ops[last:])
+        yield from (*ops[:last], _Host(extra), *ops[last:])
 
 
 @dataclass(frozen=True)

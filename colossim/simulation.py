@@ -34,7 +34,7 @@ from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
-from colossim.scenario.derive import Plan, derive, no_effects
+from colossim.scenario.derive import Plan, advice, derive, no_effects
 from colossim.scenario.ramp import stretches
 from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
@@ -301,7 +301,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, r
         wall_s=wall_s,
         peak_memory_bytes=float(peak_memory),
         assumptions=assumptions,
-        notes=[*no_effects(scenario, plan), *silent_shares(job, cluster, laid.shares)],
+        notes=[*no_effects(scenario, plan), *advice(scenario, plan), *silent_shares(job, cluster, laid.shares)],
         shares=told_shares(cluster, laid.shares),
         ramp=ramp,
         mix=mix(cluster, laid.shares, job.precision, record),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colossim.errors import ScenarioError
-from colossim.scenario.derive import derive, no_effects
+from colossim.scenario.derive import advice, derive, no_effects
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.rules import near_divisors
 from colossim.scenario.schema import Scenario
@@ -443,6 +443,30 @@ def notes(tmp_path):
 )
 def test_what_had_no_effect_is_told(notes, texts, note):
     assert [line for line in notes(**texts) if line.startswith(note)]
+
+
+def test_a_vocabulary_off_16_bytes_is_told():
+    """50,257 / 2 numbers of 16 bit a row: the next multiple of 8 x 2 is 50,272. On two ranks 50,256 is one of 8 x 2, on four it
+    isn't one of 8 x 4. Only of a GPU whose products are known to mind."""
+
+    def told(vocabulary, tensor, node="a100-4x200"):
+        scenario = load_scenario(
+            "quickstart",
+            set=[
+                f"job.model.vocabulary={vocabulary}",
+                f"job.parallelism.tensor={tensor}",
+                "job.precision=bf16",
+                f"cluster.nodes.0.type={node}",
+            ],
+        )
+        return advice(scenario, derive(scenario))
+
+    (note,) = told(50257, 2)
+    assert "50,257 on 2 tensor ranks" in note
+    assert "50,272 would not" in note
+    assert told(50256, 2) == []
+    assert "50,272 would not" in told(50256, 4)[0]
+    assert told(50257, 2, "hgx-h100") == []
 
 
 def test_what_was_not_written_is_not_told(notes):

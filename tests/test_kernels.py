@@ -82,6 +82,22 @@ def test_shape_of_a_product(toy):
     assert kernel_time(Gemm(20, 30, 90), toy, "fp16") == pytest.approx(2 * arithmetic + 1)
 
 
+def test_rows_that_do_not_begin_at_16_bytes(toy):
+    """cuBLAS's kernels for any other address reach a part of it, here a quarter. What counts are the rows in memory, which are
+    features: 30 and 90 wide here, in the products for input gradients too, but not the 20 tokens, not even where a weight's
+    gradient sums over them."""
+    curve = toy.gemm["bf16"].model_copy(update={"unaligned": 0.25, "area": 0.0, "depth": 0.0, "accumulate": 1.0})
+    gpu = toy.model_copy(update={"name": "picky", "gemm": {"bf16": curve}, "memory_rate": 1e9})
+
+    def share(m, n, k, **how):
+        return 2 * m * n * k / (kernel_time(Gemm(m, n, k, **how), gpu, "bf16") - 1) / 100
+
+    assert share(21, 32, 96) == pytest.approx(0.5)
+    assert [share(21, 30, 96), share(24, 32, 90)] == pytest.approx([0.5 / 4] * 2)
+    assert share(32, 96, 21, accumulate=True) == pytest.approx(0.5)
+    assert [share(30, 96, 24, accumulate=True), share(32, 90, 24, accumulate=True)] == pytest.approx([0.5 / 4] * 2)
+
+
 def test_a_batch_fills_the_area_together(toy):
     """Four (20, 30) x 90 have the area 2,400: e = 0.5 x 2400/2500 x 0.9, for four times the FLOPs."""
     arithmetic = 4 * 2 * 20 * 30 * 90 / (100 * 0.5 * 2400 / 2500 * 90 / 100)

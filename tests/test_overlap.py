@@ -13,7 +13,7 @@ from colossim.simulation import simulate
 from colossim.workload.beside import beside
 from colossim.workload.build import build_programs
 from colossim.workload.kernels import Gemm, Stream
-from colossim.workload.program import Collective, Post
+from colossim.workload.program import Collective, Compute, Post
 
 #: SMs of the toy GPU, and s that the last wave of a kernel takes beyond its work.
 SMS, TAIL = 10, 1.0
@@ -145,14 +145,23 @@ def test_products_of_a_layer():
     ]
 
 
-def test_nothing_is_beside_a_product_without_sequence_parallelism():
-    """User buffers need it; the summary says so. A share asks for nothing."""
+def test_what_is_beside_a_product_without_sequence_parallelism():
+    """User buffers need it; the summary says so. A share asks for nothing. Without them the reductions of column-parallel
+    products' input gradients run beside the weight gradients: two a layer and the head's, no others."""
     changes = ("job.overlap.tensor=true", "job.parallelism.sequence=false")
     scenario = load_scenario("two-pods", set=changes)
     plan = derive(scenario)
     calls = [op for p in build_programs(plan, scenario.job) for b in p.bodies for op in b if isinstance(op, Collective)]
-    assert calls
-    assert all(call.beside is None and call.hidden == 0 for call in calls)
+    assert {call.hidden for call in calls} == {0}
+    beside = {call for call in calls if call.beside}
+    assert beside
+    assert {(call.operation, call.beside.late, call.beside.calls, call.beside.piece) for call in beside} == {
+        ("all_reduce", True, 1, Compute(()))
+    }
+    chunk = plan.chunks - 1
+    bodies = {p.kind: p.body for p in build_programs(plan, scenario.job)[-1].passes if p.chunk == chunk}
+    layers = plan.layers[-1]
+    assert [sum(op in beside for op in bodies[kind]) for kind in "FB"] == [0, 2 * layers + 1]
     assert any("sequence parallelism" in note for note in no_effects(scenario, plan))
     share = load_scenario("two-pods", set=(*changes, "job.software.tensor_overlap=75 %"))
     assert not any("overlap.tensor" in note for note in no_effects(share, derive(share)))

@@ -6,8 +6,10 @@ T tokens of a micro-batch on a rank, h hidden, t tensor ranks; sizes of models.m
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 import pytest
 
 from colossim.scenario.derive import derive
@@ -15,7 +17,17 @@ from colossim.scenario.reader import load_scenario
 from colossim.workload import transformer
 from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream
-from colossim.workload.program import Collective, Compute, Post, Receive, Send, Wait, merged
+from colossim.workload.program import (
+    Collective,
+    Compute,
+    Launched,
+    Post,
+    Receive,
+    Send,
+    Wait,
+    launched_apart,
+    merged,
+)
 
 ONE_CHUNK = ("job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")
 
@@ -571,9 +583,11 @@ ZERO_BUBBLE = ("job.parallelism.schedule=zero-bubble", "job.parallelism.virtual_
 
 
 def together(ops):
-    """How often each kernel and each other operation comes, in whatever order."""
+    """How often each kernel and each other operation comes, in whatever order, and whatever stands beside it."""
     kernels = [kernel for op in ops if isinstance(op, Compute) for kernel in op.kernels]
-    return Counter(kernels), Counter(op for op in ops if not isinstance(op, Compute))
+    calls = [replace(op, beside=None) for op in ops if isinstance(op, Collective)]
+    others = [op for op in ops if not isinstance(op, Compute | Collective | Launched)]
+    return Counter(kernels), Counter([*calls, *others])
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
@@ -593,10 +607,11 @@ def test_zero_bubble_parts_the_backward_pass(name, recompute):
             kernels[late] = [k for op in ops if isinstance(op, Compute) for k in op.kernels]
         assert all(isinstance(k, Gemm) and k.accumulate for k in kernels[True])
         assert not any(isinstance(k, Gemm) and k.accumulate for k in kernels[False])
-        assert all(op.channel == "tensor" and op.operation == "all_gather" for op in w if not isinstance(op, Compute))
-        hosts = [{p.kind: p.host for p in program.passes} for program in (one, two)]
+        assert all(op.channel == "tensor" and op.operation == "all_gather" for op in w if isinstance(op, Collective))
+        assert all(isinstance(op, Compute | Collective | Launched) for op in w)
+        hosts = [{p.kind: np.array(p.host) for p in program.passes} for program in (one, two)]
         assert hosts[1]["B"] + hosts[1]["W"] == pytest.approx(hosts[0]["B"])
-        assert 0 < hosts[1]["W"] < hosts[1]["B"]
+        assert 0 < hosts[1]["W"].sum() < hosts[1]["B"].sum()
     assert job.parallelism.tensor > 1
     assert plan.pipeline > 1
 
@@ -839,8 +854,9 @@ def test_full_recompute_of_some_layers(chunks):
         k for op in body(found[1], "B", 0) if isinstance(op, Compute) for k in op.kernels if isinstance(k, Flash)
     ]
     assert [k.backward for k in kernels] == [True] * (layers - 3) + [False, True] * 3
-    begins = {one.host for one in found[1].passes if one.kind == "B" and one.chunk == chunks - 1}
-    assert list(begins) == pytest.approx([0.3e-3 * (1.5 * (layers - 3) + 2.5 * 3) + 0.5e-3])
+    (begins,) = {one.host for one in found[1].passes if one.kind == "B" and one.chunk == chunks - 1}
+    calls = 6 * (layers - 3) + 10 * 3  # of the tensor group: four in a forward pass, six in a backward one
+    assert begins == pytest.approx([0.3e-3 * (1.5 * (layers - 3) + 2.5 * 3 + calls / 16) + 0.1e-3])
     share = 3 * plan.pipeline * chunks / job.model.layers
     again = recomputed_layers(plan, job)
     assert len(again) == share * job.model.layers
@@ -855,14 +871,24 @@ def test_full_recompute_of_some_layers(chunks):
 @pytest.mark.parametrize(("recompute", "factor"), [("selective", 1.5), ("full", 2.5)])
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_launching_a_pass(recompute, factor, chunks):
-    """megatron-2024: 0.3 ms a layer forward, x 1.5 backward or x 2.5 with full recompute, and 0.5 ms a micro-batch, on the
-    chunk that begins it: the first forward, the last backward."""
+    """megatron-2024: 0.3 ms a layer forward, x 1.5 backward or x 2.5 with full recompute, a sixteenth of a layer for each
+    collective (four of a layer forward, six backward), and 0.1 ms a micro-batch, on the chunk that begins it: the first
+    forward, the last backward. The ends have 14/48 and 43/48 of a layer, apart from the layers, and their own collectives."""
     schedule = "interleaved" if chunks > 1 else "1f1b"
     changes = (f"job.parallelism.schedule={schedule}", f"job.parallelism.virtual_pipeline={chunks}")
     plan, job, found = programs("two-pods", *changes, f"job.recompute={recompute}")
     layers = job.model.layers // (plan.pipeline * chunks)
-    for one in found[1].passes:
-        each = 0.3e-3 * (1 if one.kind == "F" else factor) * layers
-        begins = one.chunk == (0 if one.kind == "F" else chunks - 1)
-        assert one.host == pytest.approx(each + (0.5e-3 if begins else 0))
+    for stage, program in enumerate(found):
+        for one in program.passes:
+            forward, edge = one.kind == "F", 0 if one.kind == "F" else chunks - 1
+            calls = layers * (4 if forward else 6 if recompute == "selective" else 10)
+            each = 0.3e-3 * ((1 if forward else factor) * layers + calls / 16) + (0.1e-3 if one.chunk == edge else 0)
+            first, last = stage == 0 and one.chunk == 0, stage == plan.pipeline - 1 and one.chunk == chunks - 1
+            inside = [sum(isinstance(op, Collective) for op in part) for part in launched_apart(one.body)]
+            ends = {
+                "embedding": 0.3e-3 * (14 / 48 * (1 if forward else 1.5) + inside[0 if forward else -1] / 16),
+                "head": 0.3e-3 * (43 / 48 * (1 if forward else 1.5) + inside[-1 if forward else 0] / 16),
+            }
+            parts = [*([ends["embedding"]] if first else []), each, *([ends["head"]] if last else [])]
+            assert one.host == pytest.approx(parts if forward else parts[::-1])
     assert found[1].host_exponent == 3.85

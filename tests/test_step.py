@@ -311,7 +311,8 @@ SOME = [
 @pytest.mark.parametrize(("name", "changes"), SOME)
 def test_a_step_is_accounted_for(name, changes):
     """Timelines cover the step without gaps; no link is over its capacity, and its throughput adds up to its bytes."""
-    record = play_step(prepare(load_scenario(name, set=changes)))
+    shown = "job.software.tensor_overlap=0 %"  # what runs beside products is counted in bytes alone
+    record = play_step(prepare(load_scenario(name, set=[*changes, shown])))
     for timeline in record.timelines:
         assert timeline.start[0] == 0
         assert np.all(timeline.start[1:] == timeline.end[:-1])
@@ -681,7 +682,7 @@ def test_a_blocking_collective_queues_behind_those_of_its_own_group():
     folded = quotient([rank(0, [(0,)])], ["data"], [(ring,)], [20.0])
     call = Collective("data", "reduce_scatter", 80.0)
     body = (Post(call, "gradients"), call, Wait("gradients"))
-    program = StageProgram(0, (Pass("B", 0, 0, body, 0.0),), (), 1.0)
+    program = StageProgram(0, (Pass("B", 0, 0, body, (0.0,)),), (), 1.0)
     compiler = Compiler(folded, Library((node,), 1.0, protocol="simple"), lambda op, hardware: 0.0, (0.0, 0.0))
     record = play(folded, [compiler.compile(program, folded.ranks[0])], ("toy",), (0.0, 0.0))
     assert record.step_time == pytest.approx(2 * (0.5 + 3 + 6))

@@ -38,6 +38,11 @@ class GemmCurve(Facts):
         default=0.0, description="exponent of the share of waves of 128 x 256 tiles that is filled; 0 ignores waves"
     )
     accumulate: Ratio = Field(default=1.04, description="times slower if it adds into an fp32 gradient")
+    unaligned: SomeShare = Field(
+        default="100 %",
+        validate_default=True,
+        description="share of it that a product reaches whose rows don't begin at multiples of 16 bytes",
+    )
     group_rows: Factor = Field(
         default=0.0, description="tokens of an expert at which a grouped product loses half of the efficiency"
     )

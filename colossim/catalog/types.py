@@ -230,9 +230,9 @@ class Model(Entry):
 
 
 class Host(Facts):
-    """The launch floor of a pass: what the host needs to launch its kernels."""
+    """The launch floor of a pass: what the host needs to launch its kernels (colossim/workload/launching.py)."""
 
-    forward: Seconds = Field(description="s a layer, forward")
+    forward: Seconds = Field(description="s a layer, forward, without collectives")
     backward: Factor = Field(description="backward over forward")
     backward_full: Factor = Field(description="backward over forward with full recompute")
     micro_batch: Seconds = Field(description="s, once a micro-batch and direction")

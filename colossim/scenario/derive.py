@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from colossim.errors import Problem, ScenarioError
-from colossim.scenario.effects import no_effects
+from colossim.scenario.effects import advice, no_effects
 from colossim.scenario.plan import NodeLimit, Plan
 from colossim.scenario.ramp import stretches
 from colossim.scenario.rules import MOST_PASSES, MOST_SIZES, Report, check, counted_layers, divisors, near_divisors
 from colossim.scenario.schema import JobSpec, Scenario
 
-__all__ = ["Plan", "derive", "no_effects"]
+__all__ = ["Plan", "advice", "derive", "no_effects"]
 
 
 def derive(scenario: Scenario) -> Plan:

@@ -1,6 +1,8 @@
-"""What the user wrote and what changed nothing, with the reason."""
+"""What the user wrote and what changed nothing, with the reason; and what costs more than it looks."""
 
 from __future__ import annotations
+
+import math
 
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Experts, Scenario
@@ -159,3 +161,17 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
     else:
         silent.append(("cluster.fabric.graph", True, f"only a fabric of type graph has one, not {fabric.type}"))
     return [f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)]
+
+
+def advice(scenario: Scenario, plan: Plan) -> list[str]:
+    """Notes on sizes that cost the job dear, and what would not."""
+    job, curves = scenario.job, [group.type.gpu.gemm for group in scenario.cluster.nodes]
+    worst = min(curve["bf16" if job.precision == "fp8" else job.precision].unaligned for curve in curves)
+    unit = 8 * plan.tensor
+    vocabulary = job.model.vocabulary
+    if worst == 1.0 or vocabulary % unit == 0:
+        return []
+    return [
+        f"a vocabulary of {vocabulary:,} on {plan.tensor} tensor ranks leaves rows of the logits off 16 bytes, and the head's "
+        f"products reach {worst:.0%} of what aligned ones do: {math.ceil(vocabulary / unit) * unit:,} would not"
+    ]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
 
-from colossim.catalog.types import Host
 from colossim.scenario.derive import Plan
-from colossim.scenario.schema import JobSpec, Recompute
+from colossim.scenario.schema import JobSpec
+from colossim.workload.launching import launch_seconds
 from colossim.workload.layers import WIDTH, LayerOps
 from colossim.workload.loads import Load, layer_loads
 from colossim.workload.offload import APART, Neighbours, Offloading
 from colossim.workload.program import (
     Collective,
     Direction,
+    Launched,
     Op,
     Pass,
     Receive,
@@ -61,6 +61,7 @@ class _Builder:
         self.states = Sharding(self.plan, self.job)
         self.host = Offloading(self.plan, self.job)
         self.splits = splits_backward(self.job.parallelism.schedule)
+        self.launched: list[Op] = [Launched()] if self.job.software.host else []
 
     # -- a stage -----------------------------------------------------------------------------------------------------
     def stage(self, stage: int) -> StageProgram:
@@ -72,7 +73,7 @@ class _Builder:
         last = plan.micro_batches - 1
         # A micro-batch changes what a pass does through its parameters' arrival and its gradients' release only: 512 of
         # them are put together once.
-        known: dict[tuple[Kind, int, bool, Neighbours], tuple[tuple[Op, ...], float]] = {}
+        known: dict[tuple[Kind, int, bool, Neighbours], tuple[tuple[Op, ...], tuple[float, ...]]] = {}
         passes = []
         outermost = [(self._copies(self._shape(stage, chunk)) or (0.0,))[-1] for chunk in range(plan.chunks)]
         beside = self.host.neighbours(slots, outermost)
@@ -85,7 +86,7 @@ class _Builder:
             key = (kind, chunk, special, near)
             if key not in known:
                 body = self._body(stage, chunk, kind, tuple(buckets) if special else (), near)
-                known[key] = body, self._host(host, stage, chunk, kind)
+                known[key] = body, self._launching(stage, chunk, kind)
             passes.append(Pass(kind, micro_batch, chunk, *known[key]))
         return StageProgram(
             stage,
@@ -108,24 +109,19 @@ class _Builder:
         kinds = zip(layers, loads, strict=True)
         return tuple(self.host.layer(i, load.fullest if routed else 0.0) for i, (routed, load) in enumerate(kinds))
 
-    def _host(self, host: Host | None, stage: int, chunk: int, kind: Kind) -> float:
-        """s that launching a pass takes: so much a layer, and once a micro-batch on the chunk that begins it.
-
-        Where B and W are passes of their own, each takes the backward pass's by the number of its kernels.
-        """
+    def _launching(self, stage: int, chunk: int, kind: Kind) -> tuple[float, ...]:
+        """s that launching the parts of a pass takes: of B and W each its part of the backward pass, by its kernels."""
+        host = self.job.software.host
         if host is None:
-            return 0.0
-        layers = range(len(self._shape(stage, chunk)[0]))
-        # By operator nearly all kernels are launched again.
-        again = ("full", "selective-op")
-        factor = {how: host.backward_full if how in again else host.backward for how in get_args(Recompute)}
-        whole = host.forward * sum(1.0 if kind == "F" else factor[self.job.recomputed(i)] for i in layers)
+            return (0.0,)
+        layers, _, first, last = self._shape(stage, chunk)
+        share = 1.0
+        if kind != "F" and self.splits:
+            kernels = {part: launches(self._body(stage, chunk, part, ())) for part in ("B", "W")}
+            share = kernels[kind] / sum(kernels.values())
         begins = chunk == (0 if kind == "F" else self.plan.chunks - 1)
-        whole += host.micro_batch if begins else 0.0
-        if kind == "F" or not self.splits:
-            return whole
-        kernels = {part: launches(self._body(stage, chunk, part, ())) for part in ("B", "W")}
-        return whole * kernels[kind] / sum(kernels.values())
+        body = self._body(stage, chunk, kind, ())
+        return launch_seconds(host, self.job, kind, range(len(layers)), (first, last), body, begins=begins, share=share)
 
     def _body(
         self, stage: int, chunk: int, kind: Kind, buckets: tuple[Bucket, ...], near: Neighbours = APART
@@ -168,7 +164,7 @@ class _Builder:
         ops: list[Op] = (
             [*states.await_parameters(buckets, chunk, -1), *states.gather_ends(first=first)] if first else []
         )
-        ops += self.ops.embedding_forward() if first else [Receive("forward"), *self._regathered]
+        ops += [*self.ops.embedding_forward(), *self.launched] if first else [Receive("forward"), *self._regathered]
         ops += states.await_parameters(buckets, chunk, -1) if not first else []
         for i, (routed, load) in enumerate(zip(layers, loads, strict=True)):
             ops += states.await_parameters(buckets, chunk, i)
@@ -180,7 +176,7 @@ class _Builder:
         ops += self.ops.scaling(len(layers))
         if last:
             ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
-            ops += self.ops.head_forward()
+            ops += [*self.launched, *self.ops.head_forward()]
         else:
             ops.append(self._send("forward"))
         return ops
@@ -194,21 +190,24 @@ class _Builder:
         states, copies = self.states, self._copies(shape)
         ops = self.host.before_backward(copies, near)
         ops += states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
-        ops += self._now(self.ops.head_backward()) if last else [Receive("backward"), *self._regathered]
+        ops += (
+            [*self._now(self.ops.head_backward()), *self.launched] if last else [Receive("backward"), *self._regathered]
+        )
         for i in reversed(range(len(layers))):
             ops += self.host.before_layer(copies, i, near)
             ops += states.gather_layers(layers, i, -1)
             ops += self._now(self._loaded[loads[i]].backward(layers[i], self.job.recomputed(i)))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
-        ops += self.ops.embedding_backward() if first else [self._send("backward")]
+        ops += [*self.launched, *self.ops.embedding_backward()] if first else [self._send("backward")]
         return ops + states.release(buckets, chunk, -1)
 
     def _weights(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         """The weights' gradients of a chunk, which zero-bubble puts off, from the last layer to the first."""
-        layers, loads, _, last = shape
-        ops = split_backward(self.ops.head_backward())[1] if last else []
+        layers, loads, first, last = shape
+        ops = [*split_backward(self.ops.head_backward())[1], *self.launched] if last else []
         for i in reversed(range(len(layers))):
             ops += split_backward(self._loaded[loads[i]].backward(layers[i]))[1]
             ops += self.states.release(buckets, chunk, i)
+        ops += self.launched if first else []
         return ops + self.states.release(buckets, chunk, -1)

@@ -19,6 +19,8 @@ _TILE = (128, 256)
 QUERIES = 128
 #: Bytes of an element in 16 bit.
 _HALF = 2.0
+#: Bytes that a thread loads at once in cuBLAS's fastest kernels ("align8": eight numbers of 16 bit).
+_ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Gemm:
     @property
     def flops(self) -> float:
         return 2.0 * self.m * self.n * self.k * self.batch
+
+    def aligned(self, width: float) -> bool:
+        """Whether rows of all three matrices, numbers of `width` bytes, begin at multiples of 16 bytes.
+
+        Rows are features, n and k wide; those of a weight's gradient and of what it comes from m and n.
+        """
+        return not any(columns * width % _ALIGNMENT for columns in (self.m if self.accumulate else self.k, self.n))
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ def gemm_share(kernel: Gemm, curve: GemmCurve, gpu: Gpu) -> float:
         sms = _left(gpu, kernel.spared)
         fill *= (area / (rows * columns * sms * math.ceil(tiles / sms))) ** curve.waves
     share = ceiling(curve, gpu, kernel.spared) * fill * kernel.k / (kernel.k + curve.depth)
+    share *= 1.0 if kernel.aligned(_HALF) else curve.unaligned
     return share * kernel.tokens / (kernel.tokens + curve.group_rows) if kernel.tokens else share
 
 

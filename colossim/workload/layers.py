@@ -267,7 +267,11 @@ class LayerOps(ContextOps):
         T, h, share = self.tokens, float(self.job.model.hidden), self.job.model.vocabulary / self.plan.tensor
         loss = Stream(self.job.software.loss_bytes_per_logit / 2 * T * share)
         dgrad, wgrad = _halves(products := self.gradient_products(T, share, h, half=True))
-        again = self._tensor("all_gather", T, for_weights=True, product="head_dgrad", kernels=dgrad) if self.sequence else []
+        again = (
+            self._tensor("all_gather", T, for_weights=True, product="head_dgrad", kernels=dgrad)
+            if self.sequence
+            else []
+        )
         return [
             _compute(loss),
             *again,

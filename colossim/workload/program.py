@@ -172,18 +172,26 @@ class HostStep:
     beside: bool
 
 
-Op = Compute | Collective | Post | Wait | Send | Receive | Copy | Copied | HostStep
+@dataclass(frozen=True)
+class Launched:
+    """Parts what a pass's host launches: it doesn't get ahead in what comes before for what comes behind."""
+
+
+Op = Compute | Collective | Post | Wait | Send | Receive | Copy | Copied | HostStep | Launched
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One micro-batch through one chunk. host: s that the host needs to launch it; 0 where that never shows."""
+    """One micro-batch through one chunk.
+
+    host: s that the host needs to launch each part of the body (they are parted by `Launched`); 0 where that never shows.
+    """
 
     kind: Kind
     micro_batch: int
     chunk: int
     body: tuple[Op, ...]
-    host: float
+    host: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +284,17 @@ def recomputed_by_operator(ops: list[Op]) -> list[Op]:
     assert isinstance(final, Compute)
     if final.kernels and isinstance(final.kernels[-1], Gemm):
         found[-1] = Compute(final.kernels[:-1], final.category)
+    return found
+
+
+def launched_apart(ops: tuple[Op, ...]) -> list[list[Op]]:
+    """The operations between one `Launched` and the next."""
+    found: list[list[Op]] = [[]]
+    for op in ops:
+        if isinstance(op, Launched):
+            found.append([])
+        else:
+            found[-1].append(op)
     return found
 
 
