@@ -65,7 +65,6 @@ NETWORK = ("network.half_size", "network.exponent")
 REACH = ("network.hop", "network.efficiency")
 GENERATIONS = {
     "Ampere": Generation("hgx-a100", RING, {"hgx-a100": ("launch",), "aws-p4de": ("launch", *REACH, *NETWORK)}),
-    "Ampere, vTrain's": Generation("a100-4x200", RING, {"a100-4x200": ("launch",)}),
     "Hopper": Generation(
         "hgx-h100",
         (*NVLS, *NETWORK),
