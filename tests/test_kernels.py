@@ -352,17 +352,19 @@ def test_a_stack_whose_passes_are_not_listed_has_a_factor():
 @pytest.mark.parametrize("sequence", ["true", "false"])
 def test_biases_take_passes_of_their_own(sequence):
     """Of queries, keys and values the sum with the product, r2 w2; backward a column sum of each output's gradient, r2: of qkv
-    and f whole, of the two h where the tensor group holds them."""
+    and f whole, of the two h where the tensor group holds them. All but qkv's are of biases that later kernels add."""
     changes = (f"job.parallelism.sequence={sequence}", "job.software.fusions=[norm, norm_gradient, qkv, gate_up, {}]")
-    fused = (changes[0], changes[1].format("bias, bias_gradient"))
+    fused = (changes[0], changes[1].format("bias, bias_gradient, late_bias_gradient"))
     plan, job, without = layer_ops("two-pods", *fused, biases=True)
     _, _, alone = layer_ops("two-pods", changes[0], changes[1].format("softmax"), biases=True)
+    _, _, late = layer_ops("two-pods", changes[0], changes[1].format("bias, bias_gradient"), biases=True)
     _, _, none = layer_ops("two-pods", changes[0], changes[1].format("softmax"))
     model, t, T = job.model, plan.tensor, plan.tokens
     qkv = (model.heads + 2 * model.kv_heads) * model.head_size / t
     summed = T * (qkv + 2 * model.ffn / t + 2 * model.hidden / (t if sequence == "true" else 1))
     assert moved(alone.forward(False)) - moved(without.forward(False)) == pytest.approx(4 * T * qkv)
     assert moved(alone.backward(False)) - moved(without.backward(False)) == pytest.approx(2 * summed)
+    assert moved(late.backward(False)) - moved(without.backward(False)) == pytest.approx(2 * (summed - T * qkv))
     assert moved(none.forward(False)) == pytest.approx(moved(without.forward(False)))
     assert moved(none.backward(False)) == pytest.approx(moved(without.backward(False)))
 
@@ -623,10 +625,13 @@ def test_the_head_and_its_loss():
 
 
 def test_the_embedding_moves_each_token_in_and_out():
-    """Forward reads and writes a 16-bit vector a token, 2 x 2 T h bytes; backward reads one and adds it to another."""
+    """Forward reads and writes a 16-bit vector a token, 2 x 2 T h bytes; backward reads one and adds it to another, in a
+    gradient of the rank's whole table: 2 bytes an element to clear it, and 2 + 4 + 4 to add it to the fp32 one."""
     plan, job, ops = layer_ops("two-pods")
-    for ends in (ops.embedding_forward(), ops.embedding_backward()):
-        assert moved(ends) == 4 * plan.tokens * job.model.hidden
+    assert job.software.gradient_bytes == 4
+    for ends, each in ((ops.embedding_forward(), 0), (ops.embedding_backward(), 2 + 10)):
+        table = job.model.vocabulary / plan.tensor * job.model.hidden
+        assert moved(ends) == 4 * plan.tokens * job.model.hidden + each * table
         assert not kernels(ends, Gemm)
 
 

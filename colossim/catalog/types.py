@@ -249,12 +249,12 @@ class Slowdown(Facts):
 #: What a stack may run as one kernel (or product) where eager PyTorch runs several.
 Fusion = Literal[
     "norm", "norm_gradient", "norm_cast", "residual", "dropout_add", "gated", "squared_relu", "rope", "softmax", "gqa", "qkv",
-    "gate_up", "permute", "accumulation", "bias", "bias_gradient", "adam",
+    "gate_up", "permute", "accumulation", "bias", "bias_gradient", "late_bias_gradient", "adam",
 ]  # fmt: skip
 #: What Megatron's stacks run as one kernel since 2021: what a profile that doesn't say has.
 _FUSIONS: tuple[Fusion, ...] = (
     "norm", "norm_gradient", "dropout_add", "gated", "rope", "softmax", "gqa", "qkv", "gate_up", "permute", "accumulation",
-    "bias", "bias_gradient", "adam",
+    "bias", "bias_gradient", "late_bias_gradient", "adam",
 )  # fmt: skip
 
 
@@ -273,7 +273,8 @@ class Software(Entry):
         " its square; rope: rotary embedding; softmax: scale, mask and softmax; gqa: attention reads shared keys and values"
         " without copies; qkv, gate_up: one product of the same input; permute: routing's permutation with its weights;"
         " accumulation: a weight's gradient with its sum over micro-batches; bias: a product with the sum with its bias;"
-        " bias_gradient: the sum of a gradient's columns with a product or a cast; adam: the optimizer",
+        " bias_gradient: the sum of a gradient's columns with a product or a cast; late_bias_gradient: the same of biases that"
+        " the activation or the residual's sum adds; adam: the optimizer",
     )
     norm_precision: Literal["16", "fp32"] = Field(
         default="16", description="of the tensors that kernels of norms read and write"

@@ -104,32 +104,38 @@ class LayerKernels:
         passes = elementwise.activation(self.job.software, self.job.model)
         return self._passes(passes, tokens * width, backward=backward)
 
-    def _shared(self, n: list[float], k: float) -> tuple[list[Kernel], list[Kernel]]:
+    def _shared(self, n: list[float], k: float, *, late: bool = False) -> tuple[list[Kernel], list[Kernel]]:
         """Products of one input (T, k) with weights of n columns each, forward and backward.
 
-        In one product, or one each, whose input gradients are then summed (r2 r2 w2 a sum).
+        In one product, or one each, whose input gradients are then summed (r2 r2 w2 a sum).  late: see `bias_gradient`.
         """
         T = self.tokens
         forward: list[Kernel] = [Gemm(T, columns, k) for columns in n]
         sums: list[Kernel] = [self._stream(6.0 * (len(n) - 1) * T * k)] if len(n) > 1 else []
-        biases = [x for columns in n for x in self.bias_gradient(T * columns)]
+        biases = [x for columns in n for x in self.bias_gradient(T * columns, late=late)]
         return forward, [*(x for columns in n for x in self.gradient_products(T, columns, k)), *biases, *sums]
 
-    def bias_gradient(self, elements: float) -> list[Kernel]:
-        """The column sum of an output's gradient, r2, where no product or cast makes it in passing."""
-        if not self.job.model.biases or self.fused("bias_gradient"):
+    def bias_gradient(self, elements: float, *, late: bool = False) -> list[Kernel]:
+        """The column sum of an output's gradient, r2, where no product or cast makes it in passing.
+
+        late: of a bias that the kernel behind the product adds (Megatron's skip_bias_add: the activation, the residual's sum).
+        """
+        if not self.job.model.biases or self.fused("late_bias_gradient" if late else "bias_gradient"):
             return []
         return [self._stream(WIDTH * elements)]
 
     @cached_property
     def _added(self) -> float | None:
-        """Bytes an element of the kernel that adds a weight's gradient to what is accumulated; None if the product does it.
+        """Bytes an element of the kernel that adds a weight's gradient to what is accumulated; None if the product does it."""
+        return None if self.fused("accumulation") else self.added_apart
+
+    @cached_property
+    def added_apart(self) -> float:
+        """Bytes an element of that kernel.
 
         Into an fp32 buffer 2 + 4 + 4, each micro-batch; in 16 bit 2 + 2 + 2, but for the first one; what is reduced and freed
         each micro-batch accumulates as shards.
         """
-        if self.fused("accumulation"):
-            return None
         if self.job.parallelism.sharding == "parameters":
             return 0.0
         if self.job.software.gradient_bytes == 4:
@@ -200,7 +206,9 @@ class LayerKernels:
     def _up(self, width: float) -> tuple[list[Kernel], list[Kernel]]:
         """Products before the activation, forward and backward."""
         n = self.job.model.mlp_matrices - 1
-        return self._shared([n * width] if self.fused("gate_up") else [width] * n, float(self.job.model.hidden))
+        return self._shared(
+            [n * width] if self.fused("gate_up") else [width] * n, float(self.job.model.hidden), late=True
+        )
 
     @cached_property
     def _routed(self) -> tuple[float, float]:

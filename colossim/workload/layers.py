@@ -125,7 +125,7 @@ class LayerOps(ContextOps):
         last, (dgrad, wgrad) = self.gradient_products(T, h, inner), _halves(self._qkv[1])
         return [
             *self._gather_input("proj_dgrad", last[:1]),
-            _compute(*self._casts_of_gradient(), *last, *self.bias_gradient(self.norm_tokens * h)),
+            _compute(*self._casts_of_gradient(), *last, *self.bias_gradient(self.norm_tokens * h, late=True)),
             *self.core_backward(again=again),
             _compute(*self._positions(backward=True)),
             *self._gather_input("qkv_dgrad", dgrad, for_weights=True),
@@ -154,7 +154,7 @@ class LayerOps(ContextOps):
         down = [
             *self._casts_of_gradient(),
             *last,
-            *self.bias_gradient(self.norm_tokens * h),
+            *self.bias_gradient(self.norm_tokens * h, late=True),
             self._activation(T, width, backward=True),
         ]
         up = [*self._casts_of_norm(backward=True), *self._casts(T * n * width), *first]
@@ -242,8 +242,14 @@ class LayerOps(ContextOps):
         return [_compute(self._stream(2 * WIDTH * T * h)), *self._combine(T)]
 
     def embedding_backward(self) -> list[Op]:
+        """Tokens' gradients are summed into a gradient of the whole table, which is cleared before and accumulated behind.
+
+        A gradient of V h/t elements whatever the tokens (ATen, embedding_dense_backward: zeros, w2); it comes from no product
+        that could add it to the accumulated one in passing.
+        """
         T, h = self.tokens, float(self.job.model.hidden)
-        return [*self._gather(T), _compute(self._stream(2 * WIDTH * T * h))]
+        table = self.job.model.vocabulary / self.plan.tensor * h
+        return [*self._gather(T), _compute(self._stream(2 * WIDTH * T * h), Stream((WIDTH + self.added_apart) * table))]
 
     def head_forward(self) -> list[Op]:
         """Final norm, logits of the vocabulary's share, and half of the cross entropy's traffic.
