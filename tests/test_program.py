@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,6 +30,12 @@ from colossim.workload.program import (
     merged,
 )
 
+#: Gradients leave as they come and parameters are all asked for at once, whatever the stack does.
+PLAIN = (
+    "job.software.gradients_aligned=false",
+    "job.software.parameters_ahead=all",
+    "job.software.gradient_passes=[]",
+)
 ONE_CHUNK = ("job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")
 
 
@@ -399,8 +406,8 @@ def test_embedding_and_head_are_gathered_like_the_rest(name, sharding):
 def test_what_an_optimizer_has_updated_is_gathered_beside_the_next_forward_pass(name):
     """The same bytes as after the optimizer, all asked for at the step's beginning in the order of chunks, each waited for
     once: in the first micro-batch's forward pass of the chunk that needs it, before the first kernel of its first layer."""
-    plan, _, found = programs(name)
-    _, _, exposed = programs(name, "job.overlap.parameters=false")
+    plan, _, found = programs(name, *PLAIN)
+    _, _, exposed = programs(name, *PLAIN, "job.overlap.parameters=false")
     for program, other in zip(found, exposed, strict=True):
         posts = list(program.prologue)
         assert all(isinstance(op, Post) and op.collective.operation == "all_gather" for op in posts)
@@ -416,6 +423,104 @@ def test_what_an_optimizer_has_updated_is_gathered_beside_the_next_forward_pass(
         assert [chunk for _, chunk, _ in waits] == sorted(chunk for _, chunk, _ in waits)
         assert {micro_batch for micro_batch, _, _ in waits} == {0}
         assert {chunk for _, chunk, _ in waits} == set(range(plan.chunks))
+
+
+def bytes_between(ops):
+    """(bytes of kernels that end in a Stream just before a post, bytes posted) of each gradients' post."""
+    return [
+        (before.kernels[-1].bytes, op.collective.size)
+        for before, op in pairwise(ops)
+        if isinstance(op, Post) and "gradients" in op.tag and isinstance(before, Compute)
+    ]
+
+
+def test_gradients_are_cleared_looked_at_and_scaled():
+    """Of n bytes each: n written before the step; n read for the norm and 2 n scaled, right before each bucket's reduction."""
+    passes = "job.software.gradient_passes=[zero, norm, scale]"
+    for overlap in ("true", "false"):
+        plan, job, found = programs("two-pods", passes, f"job.overlap.data={overlap}")
+        n = job.software.gradient_bytes
+        assert n == job.software.reduce_bytes == 4
+        for stage, program in enumerate(found):
+            local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, 1).dense
+            assert program.prologue[0] == Compute((Stream(n * local),))
+            if overlap == "true":
+                pairs = bytes_between(ops_of(program))
+                assert sum(size for _, size in pairs) == pytest.approx(n * local)
+                assert all(before == pytest.approx(3 * size) for before, size in pairs)
+            else:
+                assert program.epilogue[0] == Compute((Stream(3 * n * local),))
+
+
+def test_a_head_that_fills_a_bucket_leaves_at_once():
+    """Before the last layer's backward pass; its parameters are waited for behind the last layer's forward pass."""
+    plan, job, found = programs("two-pods", "job.bucket=20 MB", *ONE_CHUNK, *PLAIN)
+    head = transformer.local_ends(job.model, plan.tensor, first=False, last=True, pipeline=plan.pipeline)
+    assert head * job.software.reduce_bytes > 20e6
+    ops = body(found[-1], "B", plan.micro_batches - 1)
+    post = next(i for i, op in enumerate(ops) if isinstance(op, Post))
+    assert ops[post].collective.size == pytest.approx(head * job.software.reduce_bytes)
+    flash = next(
+        i for i, op in enumerate(ops) if isinstance(op, Compute) and any(isinstance(k, Flash) for k in op.kernels)
+    )
+    assert post < flash
+    ops = body(found[-1], "F", 0)
+    wait = max(i for i, op in enumerate(ops) if isinstance(op, Wait))
+    assert not any(isinstance(k, Flash) for op in ops[wait:] if isinstance(op, Compute) for k in op.kernels)
+
+
+def test_each_gather_of_parameters_may_start_when_the_one_before_is_there():
+    """`next`: one post of a channel at the step's beginning, then one right behind each wait but the last, in order."""
+    _, _, every = programs("two-pods", *PLAIN)
+    _, _, found = programs("two-pods", *PLAIN, "job.software.parameters_ahead=next")
+    for program, other in zip(found, every, strict=True):
+        ops = [op for op in ops_of(program) if isinstance(op, Post | Wait) and "parameters" in op.tag]
+        tags = [op.tag for op in other.prologue]
+        assert [op.tag for op in ops] == [tags[0], *(tag for pair in pairwise(tags) for tag in pair), tags[-1]]
+        assert [isinstance(op, Post) for op in ops] == [True, *[False, True] * (len(tags) - 1), False]
+        assert len(program.prologue) == 1
+
+
+def test_stages_ask_for_parameters_together():
+    """`aligned`: chunks 0 and 1 at the beginning; stage r asks for chunk c + 1 r passes before its first one of chunk c >= 1,
+    which is when the first stage does."""
+    changes = ("job.parallelism.schedule=interleaved", "job.parallelism.virtual_pipeline=4")
+    plan, _, found = programs("two-pods", *PLAIN, *changes, "job.software.parameters_ahead=aligned")
+    asked = []
+    for stage, program in enumerate(found):
+        forward = [p for p in program.passes if p.kind == "F"]
+        posts = {k: p for k, p in enumerate(forward) if any(isinstance(op, Post) for op in p.body)}
+        assert sorted(posts) == [plan.pipeline * chunk - stage for chunk in (1, 2)]
+        asked.append(sum(isinstance(op, Post) for op in program.prologue))
+        tags = [op.tag for op in ops_of(program) if isinstance(op, Post) and "parameters" in op.tag]
+        assert tags == [op.tag for op in ops_of(program) if isinstance(op, Wait) and "parameters" in op.tag]
+    assert min(asked) >= 2
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_stages_reduce_gradients_together(chunks):
+    """Stage r sends a chunk's gradients off behind the r-th pass after the chunk's last one, or behind its last pass of all;
+    the first stage of a pipeline without chunks as its layers are done. A pass sends to its neighbour after that."""
+    schedule = "interleaved" if chunks > 1 else "1f1b"
+    changes = (f"job.parallelism.schedule={schedule}", f"job.parallelism.virtual_pipeline={chunks}")
+    aligned = (*PLAIN[1:], "job.software.gradients_aligned=true")
+    plan, _, found = programs("two-pods", *changes, *aligned, "job.bucket=20 MB")
+    _, _, plain = programs("two-pods", *changes, *PLAIN, "job.bucket=20 MB")
+    for stage, (program, other) in enumerate(zip(found, plain, strict=True)):
+        backward, before = ([p for p in each.passes if p.kind == "B"] for each in (program, other))
+        released = {k for k, p in enumerate(backward) if any(isinstance(op, Post) for op in p.body)}
+        done = [k for k, p in enumerate(before) if p.micro_batch == plan.micro_batches - 1]
+        assert released == {min(k + stage, len(backward) - 1) for k in done}
+        posts = [
+            [op for op in ops_of(each) if isinstance(op, Post) and "gradients" in op.tag] for each in (program, other)
+        ]
+        assert posts[0] == posts[1]
+        if chunks == 1 and stage == 0:
+            assert [p.body for p in backward] == [p.body for p in before]
+        elif chunks > 1 or stage:
+            last = backward[max(released)].body
+            tail = last[next(i for i, op in enumerate(last) if isinstance(op, Post)) :]
+            assert {type(op) for op in tail} <= {Post, Send}
 
 
 @pytest.mark.parametrize("group", [1, 4, 16])
@@ -469,7 +574,7 @@ def test_shards_that_are_not_freed_are_gathered_once():
 def test_a_bucket_leaves_when_it_is_full_and_its_layers_are_done(name, bucket):
     """In the last micro-batch's backward passes: a bucket holds its size at least (but the last of a channel and chunk), less
     than a layer more, and never more than what the layers and the head behind it have put in."""
-    plan, job, found = programs(name, f"job.bucket={bucket}")
+    plan, job, found = programs(name, f"job.bucket={bucket}", *PLAIN)
     size = {"20 MB": 20e6, "200 MB": 200e6, "4 GB": 4e9}[bucket]
     width = job.software.reduce_bytes
     for stage in (1, plan.pipeline - 1):
@@ -668,8 +773,8 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
 def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
     """A Wait has a Post before it, every tag is waited for after its last post, and a collective that is no gradient's and not
-    of the prologue is waited for in its own pass, before its tag is posted again."""
-    _, _, found = programs(name, *changes)
+    of a sharded optimizer's parameters is waited for in its own pass, before its tag is posted again."""
+    _, job, found = programs(name, *changes)
     for program in found:
         posted, waited = set(), set()
         for ops in program.bodies:
@@ -684,7 +789,8 @@ def test_what_is_posted_is_waited_for_and_nothing_else_is(name, changes):
                     assert op.tag in posted
                     inside.discard(op.tag)
                     waited.add(op.tag)
-            assert all("gradients" in tag or ops is program.prologue for tag in inside)
+            ahead = "parameters" if job.parallelism.sharding != "parameters" else "gradients"
+            assert all("gradients" in tag or ahead in tag for tag in inside)
         assert waited == posted
 
 
@@ -738,7 +844,7 @@ def test_a_pass_sends_when_its_products_are_done(sharding):
 def test_micro_batches_share_bodies_but_for_gather_and_release(sharding):
     """All passes of a kind and chunk `is` the same body; the last micro-batch's backward differs where it releases once, the
     first one's forward where it waits for what the last step's optimizer has updated."""
-    plan, _, found = programs("two-pods", f"job.parallelism.sharding={sharding}")
+    plan, _, found = programs("two-pods", f"job.parallelism.sharding={sharding}", *PLAIN)
     last = plan.micro_batches - 1
     for program in found:
         for chunk in range(plan.chunks):
@@ -794,7 +900,7 @@ def test_uneven_stages_do_the_same_work(changes, sharding):
 
 def test_equal_stages_share_bodies():
     """Middle stages of colossus-100k: the same F and the same B of every chunk, all of them."""
-    plan, _, found = programs("colossus-100k")
+    plan, _, found = programs("colossus-100k", *PLAIN)
     for kind in "FB":
         middle = {id(body(found[s], kind, 1, c)) for s in range(1, plan.pipeline - 1) for c in range(plan.chunks)}
         assert len(middle) == 1

@@ -300,6 +300,11 @@ class Software(Entry):
         default=6.0,
         description="bytes of a logit that are held at the loss: 16-bit and fp32 ones, what its kernels make of them",
     )
+    gradient_passes: tuple[Literal["zero", "norm", "scale"], ...] = Field(
+        default=(),
+        description="what else a step does to the gradients that a rank has accumulated. zero: clears them before its first"
+        " pass; norm: looks for a NaN, scale: divides them by the ranks, where they are reduced",
+    )
     bucket_parameters: SomeCount = Field(description="parameters of a gradient bucket, at least")
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")
@@ -316,6 +321,17 @@ class Software(Entry):
         default="reduce-scatter",
         description="how gradients get to ranks that share the optimizer alone (ZeRO-1): each its shard, or all to all",
     )
+    gradients_aligned: bool = Field(
+        default=False,
+        description="whether all stages start to reduce a chunk's gradients at once: a stage as many passes later as it is"
+        " stages from the first",
+    )
+    parameters_ahead: Literal["all", "next", "aligned"] = Field(
+        default="all",
+        description="when buckets of a sharded optimizer's parameters are gathered beside forward passes. all: one after the"
+        " other from the step's beginning; next: each when a pass comes to the one before; aligned: those of two chunks at the"
+        " beginning, then the next chunk's, on all stages at once",
+    )
     parameter_gather: Literal["all-gather", "broadcasts"] = Field(
         default="all-gather",
         description="how a sharded optimizer's parameters get round: at once, or a broadcast a shard",
@@ -330,6 +346,11 @@ class Software(Entry):
     @classmethod
     def _alias(cls, value: Any) -> Any:
         return "flash-2" if value == "flash" else value
+
+    @property
+    def reduction_traffic(self) -> float:
+        """Bytes a parameter that a rank moves before gradients are reduced: n read for the norm, 2n scaled."""
+        return self.gradient_bytes * (("norm" in self.gradient_passes) + 2 * ("scale" in self.gradient_passes))
 
     @property
     def optimizer_traffic(self) -> float:

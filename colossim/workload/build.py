@@ -73,19 +73,27 @@ class _Builder:
         last = plan.micro_batches - 1
         # A micro-batch changes what a pass does through its parameters' arrival and its gradients' release only: 512 of
         # them are put together once.
-        known: dict[tuple[Kind, int, bool, Neighbours], tuple[tuple[Op, ...], tuple[float, ...]]] = {}
+        known: dict[
+            tuple[Kind, int, bool, Neighbours, tuple[int, ...], int], tuple[tuple[Op, ...], tuple[float, ...]]
+        ] = {}
         passes = []
         outermost = [(self._copies(self._shape(stage, chunk)) or (0.0,))[-1] for chunk in range(plan.chunks)]
         beside = self.host.neighbours(slots, outermost)
+        later, sooner = states.aligned_releases(stage, slots), states.aligned_gathers(stage, slots)
         for (kind, micro_batch, chunk), near in zip(slots, beside, strict=True):
             if kind == "F":
                 special = states.prefetches and micro_batch == 0
             else:
                 completes = kind == ("W" if self.splits else "B")
                 special = completes and states.released and (states.shards_gradients or micro_batch == last)
-            key = (kind, chunk, special, near)
+                special = special and not later
+            released = later.get((kind, micro_batch, chunk), ())
+            asked = sooner.get((kind, micro_batch, chunk), 0)
+            key = (kind, chunk, special, near, released, asked)
             if key not in known:
                 body = self._body(stage, chunk, kind, tuple(buckets) if special else (), near)
+                if asked or released:
+                    body = self._between(body, tuple(buckets), asked, released)
                 known[key] = body, self._launching(stage, chunk, kind)
             passes.append(Pass(kind, micro_batch, chunk, *known[key]))
         return StageProgram(
@@ -93,7 +101,7 @@ class _Builder:
             tuple(passes),
             epilogue=states.epilogue(stage, buckets),
             host_exponent=host.exponent if host else 1.0,
-            prologue=states.prologue(buckets),
+            prologue=states.prologue(stage, buckets),
         )
 
     def _shape(self, stage: int, chunk: int) -> _Shape:
@@ -139,6 +147,20 @@ class _Builder:
             self._bodies[key] = merged(ops)
         return self._bodies[key]
 
+    def _between(
+        self, body: tuple[Op, ...], buckets: tuple[Bucket, ...], asked: int, released: tuple[int, ...]
+    ) -> tuple[Op, ...]:
+        """A pass that starts to gather a chunk's parameters before it, or sends chunks' gradients off before its own Send."""
+        states = self.states
+        # Bodies are kept in this dict, so that their ids stay theirs.
+        key = (id(body), buckets, asked, released)
+        if key not in self._bodies:
+            end = len(body) - isinstance(body[-1], Send)
+            gathers = states.gather_chunk(buckets, asked) if asked else []
+            gradients = [op for chunk in released for op in states.release(buckets, chunk)]
+            self._bodies[key] = merged([*gathers, *body[:end], *gradients, *body[end:]])
+        return self._bodies[key]
+
     # -- passes ------------------------------------------------------------------------------------------------------
     @property
     def _boundary(self) -> float:
@@ -175,6 +197,7 @@ class _Builder:
             ops += self.host.after_forward(copies, i, near)
         ops += self.ops.scaling(len(layers))
         if last:
+            ops += states.await_parameters(buckets, chunk, len(layers))
             ops += states.await_ends(last=last, tag="head") if layers else states.gather_ends(last=last)
             ops += [*self.launched, *self.ops.head_forward()]
         else:
@@ -193,19 +216,22 @@ class _Builder:
         ops += (
             [*self._now(self.ops.head_backward()), *self.launched] if last else [Receive("backward"), *self._regathered]
         )
+        ops += states.release(buckets, chunk, len(layers))
         for i in reversed(range(len(layers))):
             ops += self.host.before_layer(copies, i, near)
             ops += states.gather_layers(layers, i, -1)
             ops += self._now(self._loaded[loads[i]].backward(layers[i], self.job.recomputed(i)))
             ops += states.release(buckets, chunk, i)
         ops += self.ops.scaling(len(layers))
-        ops += [*self.launched, *self.ops.embedding_backward()] if first else [self._send("backward")]
-        return ops + states.release(buckets, chunk, -1)
+        ops += [*self.launched, *self.ops.embedding_backward()] if first else []
+        ops += states.release(buckets, chunk, -1)
+        return ops if first else [*ops, self._send("backward")]
 
     def _weights(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...]) -> list[Op]:
         """The weights' gradients of a chunk, which zero-bubble puts off, from the last layer to the first."""
         layers, loads, first, last = shape
         ops = [*split_backward(self.ops.head_backward())[1], *self.launched] if last else []
+        ops += self.states.release(buckets, chunk, len(layers))
         for i in reversed(range(len(layers))):
             ops += split_backward(self._loaded[loads[i]].backward(layers[i]))[1]
             ops += self.states.release(buckets, chunk, i)

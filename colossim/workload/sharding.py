@@ -18,6 +18,7 @@ from colossim.workload.kernels import Stream
 from colossim.workload.layers import WIDTH
 from colossim.workload.offload import Offloading
 from colossim.workload.program import ChannelName, Collective, Compute, Op, Post, Wait, merged
+from colossim.workload.schedule import Slot
 from colossim.workload.transformer import Stage, chunk_layers, head, local_ends, local_layer, stage_parameters
 
 
@@ -26,7 +27,7 @@ class Bucket:
     """Parameters whose gradients travel together.
 
     after: (chunk, layer of the chunk) whose backward pass completes their gradients, and whose forward pass is the first to
-    need them; layer -1: the stage's end and beginning.  tag: what its collectives are called.
+    need them; layer -1: the stage's end and beginning; the number of layers: the head.  tag: what its collectives are called.
     """
 
     channel: ChannelName
@@ -96,6 +97,10 @@ class Sharding:
 
         last_stage = stage == plan.pipeline - 1
         ready["data"] += local_ends(model, plan.tensor, first=False, last=last_stage, pipeline=plan.pipeline)
+        if not self.gathers:
+            # A bucket is full when a parameter fills it (Megatron-Core, distributed/param_and_grad_buffer.py); a head may.
+            head_of = (plan.chunks - 1, len(chunk_layers(plan.pipeline, plan.layers, stage, plan.chunks - 1)))
+            flush("data", head_of, self._limit("data") * (1 - 1e-12))
         for chunk in reversed(range(plan.chunks)):
             layers = chunk_layers(plan.pipeline, plan.layers, stage, chunk)
             for i in reversed(range(len(layers))):
@@ -136,18 +141,59 @@ class Sharding:
         """Whether backward passes release gradients: beside them, or because each micro-batch scatters its own."""
         return self.job.overlap.data or self.shards_gradients
 
-    def release(self, buckets: tuple[Bucket, ...], chunk: int, layer: int) -> list[Op]:
-        """Sends gradients off that the backward pass of this layer completes."""
+    @property
+    def aligned(self) -> bool:
+        """Whether stages put the release of a chunk's gradients off so that all do it at once."""
+        scheduled = self.job.parallelism.schedule in ("1f1b", "interleaved") and self.plan.pipeline > 1
+        return scheduled and self.job.software.gradients_aligned and self.job.overlap.data and not self.shards_gradients
+
+    def aligned_releases(self, stage: int, slots: Sequence[Slot]) -> dict[Slot, tuple[int, ...]]:
+        """Backward pass of a stage -> chunks whose gradients it sends off at its end.
+
+        Transfers slow kernels beside them; stages that are slowed one after the other wait for each other. Megatron-Core
+        therefore lets stage r launch a chunk's reductions r passes after the chunk's last one, what is left behind the last
+        pass (pipeline_parallel/schedules.py, `grad_sync_microbatch_id`; `--no-delay-grad-reduce` is the way out). The first
+        stage of a pipeline without chunks releases as it goes.
+        """
+        if not self.aligned or (stage == 0 and self.plan.chunks == 1):
+            return {}
+        backward = [slot for slot in slots if slot[0] == "B"]
+        found: dict[Slot, tuple[int, ...]] = {}
+        for k, (_, micro_batch, chunk) in enumerate(backward):
+            if micro_batch == self.plan.micro_batches - 1:
+                slot = backward[min(k + stage, len(backward) - 1)]
+                found[slot] = (*found.get(slot, ()), chunk)
+        return found
+
+    def release(self, buckets: tuple[Bucket, ...], chunk: int, layer: int | None = None) -> list[Op]:
+        """Sends gradients off that the backward pass of this layer completes, or of the whole chunk."""
         ops: list[Op] = []
         for bucket in buckets:
-            if bucket.after == (chunk, layer):
+            if bucket.after[0] == chunk and layer in (None, bucket.after[1]):
                 reduction = self._reduction(bucket.channel, bucket.parameters)
+                ops += self._before_reduction(bucket.parameters)
                 if self.job.overlap.data:
                     tags = self._gradient_tags(bucket)
                     ops += [Post(c, tag, after) for c, tag, after in zip(reduction, tags, ("", *tags), strict=False)]
                 else:
                     ops += reduction
         return ops
+
+    def _before_reduction(self, parameters: float) -> list[Op]:
+        """Kernels over accumulated gradients that precede their reduction.
+
+        Megatron-Core reads a bucket for its norm, to find a NaN, and multiplies it by one over the ranks
+        (distributed/param_and_grad_buffer.py, `start_grad_sync`); where the collective averages, nothing is scaled. Of stacks
+        that shard gradients none is known to do so.
+        """
+        traffic = 0.0 if self.shards_gradients else parameters * self.job.software.reduction_traffic
+        return [Compute((Stream(traffic),))] if traffic else []
+
+    def _cleared(self, parameters: float) -> list[Op]:
+        """The kernel that clears a rank's accumulated gradients: w n (Megatron-Core, `zero_grad_buffer` before each step)."""
+        if "zero" not in self.job.software.gradient_passes or self.shards_gradients:
+            return []
+        return [Compute((Stream(parameters * self.job.software.gradient_bytes),))]
 
     def _gradient_tags(self, bucket: Bucket) -> list[str]:
         return [f"{bucket.tag} gradients {i}" for i, _ in enumerate(self._reduction(bucket.channel, bucket.parameters))]
@@ -167,14 +213,58 @@ class Sharding:
             return [Collective(within, "broadcast", WIDTH * parameters / shards)] * shards
         return [Collective(within, "all_gather", WIDTH * parameters)]
 
-    def prologue(self, buckets: Sequence[Bucket]) -> tuple[Op, ...]:
-        """Starts to gather all parameters, in the order in which forward passes need them."""
-        return tuple(Post(c, tag) for bucket in reversed(buckets) for c, tag in self._parameter_posts(bucket))
+    def prologue(self, stage: int, buckets: Sequence[Bucket]) -> tuple[Op, ...]:
+        """Clears gradients, then starts to gather parameters, in the order in which forward passes need them.
+
+        Those of all buckets, of each channel's first, or of the first two chunks. The gathers follow what clears the
+        gradients: a communicator's stream waits for what the stream of kernels had before.
+        """
+        plan = self.plan
+        local = stage_parameters(
+            self.job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert, plan.expert_tensor
+        )
+        ops = self._cleared(local.dense + local.experts)
+        begun: set[ChannelName] = set()
+        for bucket in reversed(buckets):
+            now = {"all": True, "next": bucket.channel not in begun, "aligned": bucket.after[0] < 2}
+            if now[self.job.software.parameters_ahead]:
+                ops += [Post(c, tag) for c, tag in self._parameter_posts(bucket)]
+            begun.add(bucket.channel)
+        return tuple(ops)
+
+    def aligned_gathers(self, stage: int, slots: Sequence[Slot]) -> dict[Slot, int]:
+        """Forward pass of a stage -> chunk whose parameters it starts to gather, with `parameters_ahead: aligned`.
+
+        As for gradients: stage r asks for chunk c + 1 r passes before its first one of chunk c (Megatron-Core,
+        pipeline_parallel/schedules.py, `param_sync_microbatch_id`).
+        """
+        if self.job.software.parameters_ahead != "aligned" or not self.prefetches:
+            return {}
+        forward = [slot for slot in slots if slot[0] == "F"]
+        first = {chunk: k for k, (_, micro_batch, chunk) in enumerate(forward) if micro_batch == 0}
+        return {forward[first[chunk] - stage]: chunk + 1 for chunk in range(1, self.plan.chunks - 1)}
+
+    def gather_chunk(self, buckets: Sequence[Bucket], chunk: int) -> list[Op]:
+        """Starts to gather a chunk's parameters."""
+        ours = [bucket for bucket in reversed(buckets) if bucket.after[0] == chunk]
+        return [Post(c, tag) for bucket in ours for c, tag in self._parameter_posts(bucket)]
 
     def await_parameters(self, buckets: Sequence[Bucket], chunk: int, layer: int) -> list[Op]:
-        """Waits for parameters that the forward pass of this layer (-1: of the chunk's beginning) is the first to need."""
-        waited = [bucket for bucket in reversed(buckets) if bucket.after == (chunk, layer)]
-        return [Wait(tag) for bucket in waited for _, tag in self._parameter_posts(bucket)]
+        """Waits for parameters that the forward pass of this layer (-1: of the chunk's beginning) is the first to need.
+
+        With `parameters_ahead: next` it then starts to gather the channel's next bucket. Megatron-Core to 0.8 does so, lest
+        gathers hold kernels up behind them in the one queue to the GPU that CUDA_DEVICE_MAX_CONNECTIONS=1 leaves
+        (optimizer/distrib_optimizer.py, `_finish_param_sync_helper`).
+        """
+        ops: list[Op] = []
+        needed = list(reversed(buckets))
+        for i, bucket in enumerate(needed):
+            if bucket.after == (chunk, layer):
+                ops += [Wait(tag) for _, tag in self._parameter_posts(bucket)]
+                if self.job.software.parameters_ahead == "next":
+                    following = next((b for b in needed[i + 1 :] if b.channel == bucket.channel), None)
+                    ops += [Post(c, tag) for c, tag in self._parameter_posts(following)] if following else []
+        return ops
 
     def _parameter_posts(self, bucket: Bucket) -> list[tuple[Collective, str]]:
         if not self.prefetches:
@@ -244,6 +334,7 @@ class Sharding:
         if job.overlap.data:
             ops += [Wait(tag) for bucket in buckets for tag in self._gradient_tags(bucket)]
         elif not self.released:
+            ops += self._before_reduction(sum(n for channel, n in parts if self.groups[channel] > 1))
             ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._reduction(channel, n)]
         ops += self._tied_embedding(stage)
         if job.optimizer:
