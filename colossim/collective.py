@@ -99,7 +99,7 @@ class Library:
             (i, algorithm, protocol)
             for i, shape in enumerate(shapes)
             for algorithm, protocol in nccl.choices(operation, shape)
-            if protocol != "ll128" or shape.nodes == 1 or all(self.nodes[t].network.ll128 for t in shape.hardware)
+            if protocol != "ll128" or shape.nodes == 1 or all(_runs_ll128(self.nodes[t], shape) for t in shape.hardware)
         ]
         # What is forced but can't be done is left to the tuner, as NCCL does it.
         for at, wanted in ((1, self.algorithm), (2, self.protocol)):
@@ -134,9 +134,11 @@ class Library:
         inside = shape.nodes == 1
         passes = PASSES.get(operation, 1)
         p = nccl.PROTOCOLS.index(protocol)
-        rates = []
+        rates, fills = [], [0.0]
         for t in types:
             nvlink, nic = self._rates(t, operation, size, shape, protocol)
+            if operation == "broadcast" and not inside:
+                fills.append(_fill(t, size, shape, protocol, nvlink, nic))
             if shape.nvlink_weight:
                 rates.append(nvlink / shape.nvlink_weight)
             if shape.nic_weight:
@@ -149,7 +151,7 @@ class Library:
             base, steps = base + nccl.PAT_RANK * shape.size, steps / nccl.PAT_OVERLAP
         return Timing(
             bytes=passes * share * size,
-            latency=base + steps + passes * shape.switches,
+            latency=base + steps + passes * shape.switches + max(fills),
             cap=min(rates),
             algorithm=_name(shape),
             protocol=protocol,
@@ -193,6 +195,14 @@ class Library:
             half, exponent = t.nvlink_ring.half_size * shape.size / 8, t.nvlink_ring.exponent
         ramp: float = (half / size) ** exponent
         return 1.0 + ramp
+
+
+def _runs_ll128(t: NodeType, shape: Shape) -> bool:
+    """Whether NCCL runs LL128 over the network: where both ends of a ring in a node are behind their NIC's PCIe switch.
+
+    src/graph/tuning.cc: typeInter <= PATH_PXB, from Hopper on PATH_PXN, which relays over NVLink and always does.
+    """
+    return t.network.ll128 and (t.gpus_per_switch is None or shape.spacing < t.gpus_per_switch)
 
 
 def _nic_latency(t: NodeType) -> float:
@@ -240,6 +250,27 @@ def _steps(t: NodeType, shape: Shape, p: int, passes: int) -> float:
         if passes == 2:
             steps -= nvlink if shape.size > 2 * shape.nodes else network
     return steps
+
+
+def _fill(t: NodeType, size: float, shape: Shape, protocol: str, nvlink: float, nic: float) -> float:
+    """s until a broadcast's first chunks are everywhere, beyond hops' latency: (H - 1) c/B, H hops that hand on whole chunks.
+
+    A chunk c is a step of a channel's buffer (NCCL, src/device/broadcast.h), or its part of S where that is less. The proxy
+    sends it when all of it is there (src/transport/net.cc, sendProxyProgress), so that each of the hops between nodes takes
+    c/B of the NIC that its channels share. In a node LL and LL128 pass lines on as they come, Simple whole chunks: the same for
+    its hops. What follows the first chunks is in bytes/cap. nvlink, nic: bytes/s of a link.
+
+    Within one node the fitted ramp has it. Rings of reductions and gathers keep all edges busy from the start.
+    """
+    lanes = (shape.size - 1) / (shape.size * shape.share)
+    channels = lanes * nccl.CHANNELS_PER_NIC / t.gpus_per_nic
+    # What all channels of a lane hand on together.
+    piece = min(channels * nccl.STEP_BYTES[protocol], size) / lanes
+    skips = 1 if shape.size == shape.nodes else 0
+    seconds = max(0.0, shape.network_steps - skips - 1) * piece * shape.nic_weight / nic
+    if protocol == "simple":
+        seconds += max(0.0, shape.nvlink_steps - 1) * piece * shape.nvlink_weight / nvlink
+    return seconds
 
 
 def _name(shape: Shape) -> str:

@@ -36,6 +36,7 @@ class Footprint:
     feeds: (2, 3, gpus) bool: whether that GPU's NIC out (0) or in (1) carries traffic over bundles of level 1, 2, 3.
     usable: (G,) bool: whether a group can be played so at all; the others' columns mean nothing.
     flows: where routing pins flows to paths, the edges that cross the fabric; None if they were too many to tell apart.
+    spacing: (G,) as `Runs.spacing`; None where no protocol is chosen by it.
     Bundles of a level that cannot bind whatever the job are in `crossings` only, not in the coordinates.
     """
 
@@ -54,12 +55,14 @@ class Footprint:
     feeds: NDArray[np.bool_]
     usable: NDArray[np.bool_]
     flows: Flows | None
+    spacing: Ints | None = None
 
     def facts(self, switches: bool = True) -> tuple[NDArray[Any], ...]:
         """(G,) columns that tell groups apart before any link is looked at; `switches` among them or not."""
-        columns = (
+        columns: tuple[NDArray[Any], ...] = (
             self.share, self.nodes, self.nvlink_steps, self.network_steps, self.nvlink_weight, self.nic_weight, self.usable,
         )  # fmt: skip
+        columns += () if self.spacing is None else (self.spacing,)
         return (*columns, self.switches) if switches else columns
 
     def shape(self, group: int, algorithm: str, size: int, hardware: tuple[int, ...]) -> Shape:
@@ -76,6 +79,7 @@ class Footprint:
             nvlink_weight=float(self.nvlink_weight[group]),
             nic_weight=float(self.nic_weight[group]),
             usable=bool(self.usable[group]),
+            spacing=0 if self.spacing is None else int(self.spacing[group]),
         )
 
 
@@ -137,6 +141,7 @@ class Shape:
     nvlink_weight: float
     nic_weight: float
     usable: bool = True
+    spacing: int = 0
 
 
 class Edges:
@@ -235,3 +240,11 @@ class Runs:
         first = np.concatenate(([0], np.cumsum(count)[:-1]))
         widest = np.maximum.reduceat(size, first)
         return Runs(start, size, group, first, count, np.where(count > 1, widest, 1))
+
+    def spacing(self, cluster: Cluster, members: Ints) -> Ints:
+        """(G,) places between the two nearest members of a node, of the node where that is most; 0: no node has two."""
+        local = cluster.gpu_local[members].ravel().astype(np.int64)
+        apart = np.diff(local, prepend=0)
+        apart[self.start] = cluster.gpus
+        nearest = np.where(self.size > 1, np.minimum.reduceat(apart, self.start), 0)
+        return np.maximum.reduceat(nearest, self.first)

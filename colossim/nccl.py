@@ -36,6 +36,12 @@ TREE_CORRECTION = (
 #: What a ring of several nodes in Simple pays for, over its latency ("plateau effect").
 PLATEAU = 1.4
 
+#: Bytes of payload that a channel hands on at a time: an eighth (NCCL_STEPS) of its buffer, of which LL fills a half and
+#: LL128 15/16 (src/include/device.h; src/init.cc, computeBuffSizes). A broadcast's chunk is one of them (BROADCAST_CHUNKSTEPS).
+STEP_BYTES = {"ll": 8 * 512 * 16 / 2, "ll128": 120 * 640 * 8 * 15 / 16, "simple": 4 * 2**20 / 8}
+#: Channels of a group over nodes for each ring that its search finds, one a NIC (src/graph/connect.cc, ncclTopoPostset).
+CHANNELS_PER_NIC = 2
+
 #: Operations that an algorithm can do. A ring does them all, and what can do nothing else falls back to it.
 CAN = {
     "ring": frozenset({"all_reduce", "reduce_scatter", "all_gather", "broadcast"}),
@@ -73,7 +79,7 @@ def estimate(operation: str, size: float, algorithm: str, protocol: str, shape: 
     depth = int(math.log2(nodes))
     nic = facts.nic_latency * (2 if protocol == "simple" else 1)
     nominal = facts.ring if nodes == 1 else min(facts.ring, per_node * facts.nic)
-    steps = 2 * (n - 1) if operation == "all_reduce" else n - 1
+    steps = {"all_reduce": 2 * (n - 1), "broadcast": n}.get(operation, n - 1)
     ll = LL_SHARE * nominal if nodes == 1 else LL_MOST[min(nodes, 3) - 2]
     if algorithm == "ring":
         bandwidth = (min(0.5 * nominal, ll), 0.92 * nominal, nominal)[p] * n / steps
@@ -81,6 +87,10 @@ def estimate(operation: str, size: float, algorithm: str, protocol: str, shape: 
         hop = NETWORK_STEP["tree" if per_node == 1 else "ring"][p] + nic
         step = max(NVLINK_STEP["ring"][p], 0.0 if nodes == 1 else (3 * US if protocol == "simple" else US))
         latency = BASE["ring"][p] + (steps - between) * step + between * hop
+        if operation == "broadcast":
+            # Of channels that all take the same way round (in a node) one hop counts, else all as if over the network.
+            chunk = "tree" if protocol == "simple" else "ring"
+            latency = BASE["ring"][p] + (NVLINK_STEP["ring"][p] if nodes == 1 else n * NETWORK_STEP[chunk][p])
         if protocol == "simple" and nodes > 1 and operation == "all_reduce":
             latency *= PLATEAU
     elif algorithm == "tree":

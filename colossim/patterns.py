@@ -91,6 +91,7 @@ def ring(cluster: Cluster, members: Ints) -> Footprint:
         feeds=edges.feeds,
         usable=np.ones(groups, dtype=bool),
         flows=edges.flows(),
+        spacing=runs.spacing(cluster, members),
     )
 
 

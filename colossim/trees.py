@@ -240,6 +240,7 @@ def _over_trees(
         feeds=edges.feeds,
         usable=even.copy(),
         flows=edges.flows(),
+        spacing=runs.spacing(cluster, members),
     )
 
 

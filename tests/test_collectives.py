@@ -278,6 +278,62 @@ def test_bytes_of_the_switch_in_a_node(n):
     assert bytes_on(nvls, "all_reduce", NIC_OUT) == pytest.approx(0)
 
 
+# -- broadcasts over nodes ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shared", [1, 2])
+def test_a_broadcast_hands_chunks_on_from_node_to_node(shared):
+    """N = 4, q = 2, n = 8, NICs of 1 B/s, S of 10 chunks a channel, of which a lane has two, or one where two GPUs share a NIC.
+
+    Latency: 7 hops of which 4 between nodes. The first chunks wait for 3 of these: 3 x 2 c / 1 B/s. Bytes: S/2 on each lane, in
+    LL128 over 0.92 B/s, which lets lines through in a node; Simple hands on whole chunks on the 3 hops in nodes, too.
+    """
+    node = toy(gpus_per_nic=shared)
+    for protocol, rate in (("simple", 1.0), ("ll128", 0.92)):
+        chunk = nccl.STEP_BYTES[protocol]
+        on_lane = chunk * 2 / shared
+        size = 2 * 10 * on_lane
+        group = alone(4, 2, protocol=protocol, node=node)
+        shapes, _ = group.offered("broadcast")
+        timing = group.library.price("broadcast", size, shapes[0], protocol)
+        hops = group.library.price("broadcast", 0, shapes[0], protocol).latency
+        inside = 3 * on_lane / RING if protocol == "simple" else 0.0
+        assert timing.latency == pytest.approx(hops + 3 * on_lane / rate + inside)
+        assert timing.bytes / timing.cap == pytest.approx(size / 2 / rate)
+        # Less than a chunk a channel: all of it at once.
+        small = group.library.price("broadcast", size / 100, shapes[0], protocol)
+        assert small.latency - hops == pytest.approx((timing.latency - hops) / 10)
+
+
+def test_payload_of_a_step():
+    """NCCL's device.h: 8 lines of 16 B a thread, half data, 512 threads; 120 x 8 B for 640, 15/16 data; 4 MiB / 8."""
+    assert nccl.STEP_BYTES == {"ll": 32768, "ll128": 576_000, "simple": 524_288}
+
+
+def test_the_tuners_price_of_a_broadcast():
+    """Over nodes n steps as if all were between nodes, in a node one: its channels all go round the same way."""
+    facts = nccl.Nominal(ring=100e9, nic=10e9, nic_latency=1.0, nvls=0.0)
+    over, inside = (alone(nodes, 8).offered("broadcast")[0][0] for nodes in (4, 1))
+    assert nccl.estimate("broadcast", 0, "ring", "ll", over, facts) == pytest.approx((6.6 + 32 * 2.7) * 1e-6)
+    assert nccl.estimate("broadcast", 0, "ring", "simple", over, facts) == pytest.approx((8.4 + 32 * 14) * 1e-6)
+    assert nccl.estimate("broadcast", 0, "ring", "simple", inside, facts) == pytest.approx((8.4 + 3.4) * 1e-6)
+    assert nccl.estimate("broadcast", 80e9, "ring", "simple", over, facts) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_ll128_needs_both_ends_of_a_ring_behind_their_nics_switch():
+    """DGX A100, two GPUs a PCIe switch: all eight, neighbours, or one a node run LL128 over nodes; every second GPU doesn't."""
+    node = node_type("dgx-a100")
+    cluster = machines(node, 4)
+    library = Library((node,), node.nic, frozenset({"ring", "tree"}))
+    for local, runs in ((range(8), True), ((2, 3), True), ((5,), True), ((0, 2, 4, 6), False), ((0, 4), False)):
+        members = np.array([8 * n + i for n in range(4) for i in local])
+        taken = {Alone(cluster, members, library).row("all_reduce", 2**power).protocol for power in range(3, 30)}
+        assert ("ll128" in taken) == runs
+    # One node alone doesn't reach for its NICs, and Hopper relays over NVLink.
+    assert "ll128" in {
+        Alone(cluster, np.arange(0, 8, 2), library).row("all_reduce", 2**p).protocol for p in range(3, 30)
+    }
+    assert node_type("hgx-h100").gpus_per_switch is None
+
+
 # -- nccl-tests' conventions -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("n", [2, 8, 1000])
 def test_bus_bandwidth_over_algorithm_bandwidth(n):

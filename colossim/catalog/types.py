@@ -101,6 +101,11 @@ class NodeType(Entry):
     gpus: Positive = Field(description="GPUs that share NVLink")
     rails: Positive = Field(description="rails that the node presents; GPU i is on rail i % rails")
     nic: Rate = Field(description="bytes/s of the NIC of each GPU, one direction")
+    gpus_per_switch: Positive | None = Field(
+        default=None,
+        description="GPUs behind a PCIe switch with their NICs, where NCCL's LL128 needs two of a ring there (before Hopper)",
+    )
+    gpus_per_nic: Positive = Field(default=1, description="GPUs that share a NIC; `nic` is then a GPU's part of it")
     nvlink_ring: RingCurve = Field(description="what rings over NVLink sustain")
     network: NetworkCurve = Field(description="what collectives over the network sustain")
     nvls: NvlsCurve | None = Field(default=None, description="what its NVSwitch reduces; null where it can't")
@@ -334,7 +339,7 @@ class Software(Entry):
     )
     parameter_gather: Literal["all-gather", "broadcasts"] = Field(
         default="all-gather",
-        description="how a sharded optimizer's parameters get round: at once, or a broadcast a shard",
+        description="how a sharded optimizer's parameters get round: at once, or shards are whole weights, a broadcast each",
     )
     boundary: Literal["scattered", "full"] = Field(description="whether a stage boundary moves 1/t a rank")
     workspace: Size = Field(description="CUDA context, NCCL buffers, workspace")
