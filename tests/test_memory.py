@@ -11,7 +11,7 @@ from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import Scenario
 from colossim.validation import published
-from colossim.workload import transformer
+from colossim.workload import transformer, whole_weights
 from colossim.workload.memory import (
     fits,
     layer_activations,
@@ -463,3 +463,15 @@ def test_states_of_experts_that_fewer_ranks_share(shared):
     assert memory.parameters == pytest.approx(2 * (local.dense + local.experts))
     ranks = plan.data * plan.tensor / (plan.expert * shared)
     assert memory.optimizer == pytest.approx(stack.optimizer_bytes * (local.dense / plan.data + local.experts / ranks))
+
+
+def test_whole_weights_fill_the_rank_that_has_most():
+    """A stack that broadcasts: state and temporaries of the largest share, an embedding alone, not of an equal part."""
+    case = "tp1-zero-all-64"
+    plan, job = job_of("internevo", case=case)
+    stack, even = job.software, local_of(plan, job, 0).dense / 64
+    most = whole_weights.fullest(plan, job, 0)
+    assert most == transformer.embedding(job.model) > 3 * even
+    assert stage_memory(plan, job, 0).optimizer == stack.optimizer_bytes * most
+    equal = job.model_copy(update={"software": stack.model_copy(update={"parameter_gather": "all-gather"})})
+    assert stage_memory(plan, equal, 0).optimizer == pytest.approx(stack.optimizer_bytes * even)

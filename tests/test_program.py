@@ -15,7 +15,7 @@ import pytest
 
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
-from colossim.workload import transformer
+from colossim.workload import transformer, whole_weights
 from colossim.workload.build import build_programs, recomputed_layers
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream
 from colossim.workload.program import (
@@ -548,14 +548,42 @@ def test_hybrid_sharding_scatters_near_and_reduces_far(group):
     assert all((op.after in scatters) == (group > 1) for op in posts)
 
 
-def test_parameters_get_round_by_broadcasts_where_the_stack_has_no_all_gather():
-    """A broadcast of 1/z of the bytes from each of z ranks."""
+@pytest.mark.parametrize("beside", ["true", "false"])
+def test_whole_weights_get_round_by_a_broadcast_a_rank(beside):
+    """Each of z ranks that has some of the w weights sends all of it to the others: min(z, w) broadcasts without overlap, of 2
+    bytes a parameter. Beside the forward pass they start in the order of the model, and the layer that needs a first weight
+    waits. The rank with most sets the time of the optimizer's step, 26 + 2n bytes a parameter."""
     stack = "job.software={base: megatron-2024, parameter_gather: broadcasts}"
-    plan, job, found = programs("two-pods", stack, "job.overlap.parameters=false")
-    local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
-    sent = [op for op in found[1].epilogue if isinstance(op, Collective) and op.operation == "broadcast"]
-    assert len(sent) == plan.replica_group
-    assert {op.size for op in sent} == {2 * local / plan.replica_group}
+    plan, job, found = programs("two-pods", stack, f"job.overlap.parameters={beside}")
+    program, n = found[1], transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
+    shares = whole_weights.shares(plan, job, 1)
+    assert sum(share.parameters for share in shares) == pytest.approx(n)
+    posts = [op for op in program.prologue if isinstance(op, Post)]
+    sent = [op.collective for op in posts] or [op for op in program.epilogue if isinstance(op, Collective)]
+    assert [(op.operation, op.size) for op in sent] == [("broadcast", 2 * share.parameters) for share in shares]
+    step = [kernel.bytes for op in program.epilogue if isinstance(op, Compute) for kernel in op.kernels]
+    assert step == [job.software.optimizer_traffic * max(share.parameters for share in shares)]
+    if beside == "false":
+        assert len(sent) == plan.replica_group
+        assert not posts
+        return
+    firsts = [share.first for share in shares]
+    assert firsts == sorted(firsts)
+    waits = [
+        op.tag for p in program.passes if p.kind == "F" and p.micro_batch == 0 for op in p.body if isinstance(op, Wait)
+    ]
+    assert [tag for tag in waits if "parameters" in tag] == [op.tag for op in posts]
+
+
+def test_weights_by_the_rank_that_updates_them():
+    """Six weights, 18 in all, on three ranks: 6 each. In order up to 1.01 x 6: 4; the next 4 would make 8, goes to the next
+    rank and isn't counted there, so that 1 + 1 + 4 join it; the last 4 goes on. Largest first to who has least: 4 4 4, 4 1 1.
+    A weight above the average leaves the first rank without any."""
+    sizes = [4, 4, 1, 1, 4, 4]
+    assert whole_weights.in_order(sizes, 3) == [[0], [1, 2, 3, 4], [5]]
+    assert whole_weights.balanced(sizes, 3) == [[0, 5], [1, 2], [4, 3]]
+    assert whole_weights.in_order([3, 1], 4) == [[0, 1]]
+    assert whole_weights.balanced([3, 1], 4) == [[0], [1]]
 
 
 def test_shards_that_are_not_freed_are_gathered_once():

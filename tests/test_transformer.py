@@ -226,3 +226,18 @@ def test_more_tensor_ranks_than_key_value_heads_repeat_them():
     """
     local = transformer.local_layer(toy(), 0, 4, 1)
     assert local.dense == 8 * 2 * (1 + 2) + 2 * 8 + 256 / 4 + 16
+
+
+@pytest.mark.parametrize("fusions", [(), ("qkv", "gate_up")])
+@pytest.mark.parametrize("name", ["llama3-70b", "gpt3-175b", "mixtral-8x22b", "grok-1"])
+def test_weights_of_a_layer_are_its_parameters(name, fusions):
+    """Q, K, V, the output, two norms, gate, up, down: 9 tensors of a Llama's layer, 6 with what is fused; experts 3 each."""
+    model = catalog.load("models", name)
+    for tensor, index in ((1, 0), (8, model.layers - 1)):
+        dense, experts = transformer.local_tensors(model, index, tensor, 4, None, fusions)
+        local = transformer.local_layer(model, index, tensor, 4)
+        assert (sum(dense), sum(experts)) == pytest.approx((local.dense, local.experts))
+    if name == "llama3-70b":
+        assert len(dense) == (6 if fusions else 9)
+    if name == "mixtral-8x22b":
+        assert len(experts) == 3 * 8 // 4

@@ -68,6 +68,7 @@ class _Builder:
         plan, job = self.plan, self.job
         states = self.states
         buckets = states.buckets(stage)
+        updated = states.updated(stage, buckets)
         slots = order(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
         host = job.software.host
         last = plan.micro_batches - 1
@@ -91,9 +92,10 @@ class _Builder:
             asked = sooner.get((kind, micro_batch, chunk), 0)
             key = (kind, chunk, special, near, released, asked)
             if key not in known:
-                body = self._body(stage, chunk, kind, tuple(buckets) if special else (), near)
+                own = updated if kind == "F" else tuple(buckets)
+                body = self._body(stage, chunk, kind, own if special else (), near)
                 if asked or released:
-                    body = self._between(body, tuple(buckets), asked, released)
+                    body = self._between(body, updated, asked, tuple(buckets), released)
                 known[key] = body, self._launching(stage, chunk, kind)
             passes.append(Pass(kind, micro_batch, chunk, *known[key]))
         return StageProgram(
@@ -101,7 +103,7 @@ class _Builder:
             tuple(passes),
             epilogue=states.epilogue(stage, buckets),
             host_exponent=host.exponent if host else 1.0,
-            prologue=states.prologue(stage, buckets),
+            prologue=states.prologue(stage, updated),
         )
 
     def _shape(self, stage: int, chunk: int) -> _Shape:
@@ -148,7 +150,7 @@ class _Builder:
         return self._bodies[key]
 
     def _between(
-        self, body: tuple[Op, ...], buckets: tuple[Bucket, ...], asked: int, released: tuple[int, ...]
+        self, body: tuple[Op, ...], updated: tuple[Bucket, ...], asked: int, buckets: tuple[Bucket, ...], released: tuple[int, ...]
     ) -> tuple[Op, ...]:
         """A pass that starts to gather a chunk's parameters before it, or sends chunks' gradients off before its own Send."""
         states = self.states
@@ -156,7 +158,7 @@ class _Builder:
         key = (id(body), buckets, asked, released)
         if key not in self._bodies:
             end = len(body) - isinstance(body[-1], Send)
-            gathers = states.gather_chunk(buckets, asked) if asked else []
+            gathers = states.gather_chunk(updated, asked) if asked else []
             gradients = [op for chunk in released for op in states.release(buckets, chunk)]
             self._bodies[key] = merged([*gathers, *body[:end], *gradients, *body[end:]])
         return self._bodies[key]

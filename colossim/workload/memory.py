@@ -11,6 +11,7 @@ from itertools import combinations
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive
 from colossim.scenario.schema import JobSpec, Scenario
+from colossim.workload import whole_weights
 from colossim.workload.loads import layer_loads
 from colossim.workload.schedule import holdings
 from colossim.workload.transformer import chunk_layers, is_moe, local_ends, products, stage_parameters
@@ -184,6 +185,8 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
         parameters += stack.shard_bytes * count / group if level >= 3 else _WEIGHT * count
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
         shard += count / (group if level >= 1 else 1)
+    if whole_weights.applies(job):
+        shard = whole_weights.fullest(plan, job, stage)
     if level >= 3:
         ends = local_ends(model, plan.tensor, first=stage == 0, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
         layers = sum(len(chunk_layers(plan.pipeline, plan.layers, stage, c)) for c in range(plan.chunks))

@@ -14,10 +14,11 @@ from functools import cached_property
 
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import JobSpec
+from colossim.workload import whole_weights
 from colossim.workload.kernels import Stream
 from colossim.workload.layers import WIDTH
 from colossim.workload.offload import Offloading
-from colossim.workload.program import ChannelName, Collective, Compute, Op, Post, Wait, merged
+from colossim.workload.program import ChannelName, Collective, Compute, Op, Operation, Post, Wait, merged
 from colossim.workload.schedule import Slot
 from colossim.workload.transformer import Stage, chunk_layers, head, local_ends, local_layer, stage_parameters
 
@@ -204,16 +205,27 @@ class Sharding:
         """Whether a step begins with the gather of what the last one's optimizer has updated."""
         return self.shards_optimizer and not self.gathers and self.job.overlap.parameters
 
-    def _gather(self, channel: ChannelName, parameters: float) -> list[Collective]:
-        """Gathers updated parameters; each rank sends its shard to all, if the stack has no all-gather."""
-        within, shards = self._within(channel), self.shards(channel)
-        if shards == 1:
-            return []
-        if self.job.software.parameter_gather == "broadcasts":
-            return [Collective(within, "broadcast", WIDTH * parameters / shards)] * shards
-        return [Collective(within, "all_gather", WIDTH * parameters)]
+    def updated(self, stage: int, buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+        """A stage's parameters that get round together, in the order in which forward passes need them.
 
-    def prologue(self, stage: int, buckets: Sequence[Bucket]) -> tuple[Op, ...]:
+        buckets: the stage's, of gradients. Where each rank sends its shard to all, it is one of these.
+        """
+        if not whole_weights.applies(self.job):
+            return tuple(reversed(buckets))
+        found = []
+        for i, share in enumerate(whole_weights.shares(self.plan, self.job, stage)):
+            channel: ChannelName = "expert_data" if share.experts else "data"
+            found.append(Bucket(channel, share.parameters, share.first, f"{channel} shard {i}"))
+        return tuple(found)
+
+    def _gather(self, channel: ChannelName, parameters: float) -> list[Collective]:
+        """Gathers updated parameters: each rank's part to all, or one rank's to all."""
+        if self.shards(channel) == 1:
+            return []
+        operation: Operation = "broadcast" if whole_weights.applies(self.job) else "all_gather"
+        return [Collective(self._within(channel), operation, WIDTH * parameters)]
+
+    def prologue(self, stage: int, updated: Sequence[Bucket]) -> tuple[Op, ...]:
         """Clears gradients, then starts to gather parameters, in the order in which forward passes need them.
 
         Those of all buckets, of each channel's first, or of the first two chunks. The gathers follow what clears the
@@ -225,7 +237,7 @@ class Sharding:
         )
         ops = self._cleared(local.dense + local.experts)
         begun: set[ChannelName] = set()
-        for bucket in reversed(buckets):
+        for bucket in updated:
             now = {"all": True, "next": bucket.channel not in begun, "aligned": bucket.after[0] < 2}
             if now[self.job.software.parameters_ahead]:
                 ops += [Post(c, tag) for c, tag in self._parameter_posts(bucket)]
@@ -244,12 +256,12 @@ class Sharding:
         first = {chunk: k for k, (_, micro_batch, chunk) in enumerate(forward) if micro_batch == 0}
         return {forward[first[chunk] - stage]: chunk + 1 for chunk in range(1, self.plan.chunks - 1)}
 
-    def gather_chunk(self, buckets: Sequence[Bucket], chunk: int) -> list[Op]:
+    def gather_chunk(self, updated: Sequence[Bucket], chunk: int) -> list[Op]:
         """Starts to gather a chunk's parameters."""
-        ours = [bucket for bucket in reversed(buckets) if bucket.after[0] == chunk]
+        ours = [bucket for bucket in updated if bucket.after[0] == chunk]
         return [Post(c, tag) for bucket in ours for c, tag in self._parameter_posts(bucket)]
 
-    def await_parameters(self, buckets: Sequence[Bucket], chunk: int, layer: int) -> list[Op]:
+    def await_parameters(self, updated: Sequence[Bucket], chunk: int, layer: int) -> list[Op]:
         """Waits for parameters that the forward pass of this layer (-1: of the chunk's beginning) is the first to need.
 
         With `parameters_ahead: next` it then starts to gather the channel's next bucket. Megatron-Core to 0.8 does so, lest
@@ -257,20 +269,18 @@ class Sharding:
         (optimizer/distrib_optimizer.py, `_finish_param_sync_helper`).
         """
         ops: list[Op] = []
-        needed = list(reversed(buckets))
-        for i, bucket in enumerate(needed):
+        for i, bucket in enumerate(updated):
             if bucket.after == (chunk, layer):
                 ops += [Wait(tag) for _, tag in self._parameter_posts(bucket)]
                 if self.job.software.parameters_ahead == "next":
-                    following = next((b for b in needed[i + 1 :] if b.channel == bucket.channel), None)
+                    following = next((b for b in updated[i + 1 :] if b.channel == bucket.channel), None)
                     ops += [Post(c, tag) for c, tag in self._parameter_posts(following)] if following else []
         return ops
 
     def _parameter_posts(self, bucket: Bucket) -> list[tuple[Collective, str]]:
         if not self.prefetches:
             return []
-        gathers = self._gather(bucket.channel, bucket.parameters)
-        return [(gather, f"{bucket.tag} parameters {i}") for i, gather in enumerate(gathers)]
+        return [(gather, f"{bucket.tag} parameters") for gather in self._gather(bucket.channel, bucket.parameters)]
 
     # -- parameters of ZeRO-3 ----------------------------------------------------------------------------------------
     def gather_layers(self, layers: tuple[bool, ...], index: int, step: int) -> list[Op]:
@@ -339,6 +349,8 @@ class Sharding:
         ops += self._tied_embedding(stage)
         if job.optimizer:
             own = sum(n / (self.shards(channel) if self.shards_optimizer else 1) for channel, n in parts)
+            if whole_weights.applies(job):
+                own = whole_weights.fullest(plan, job, stage)
             if job.offload.optimizer:
                 # The gradients' norm stays on the GPU.
                 traffic = own * job.software.gradient_bytes
@@ -353,5 +365,7 @@ class Sharding:
                 traffic += 4 * (local.dense + local.experts - ends)
             ops += [Compute((Stream(traffic),), "optimizer"), *update]
         if self.shards_optimizer and not self.gathers and not self.prefetches:
+            if whole_weights.applies(job):
+                parts = [(share.channel, share.parameters) for share in self.updated(stage, buckets)]
             ops += [c for channel, n in parts if self.groups[channel] > 1 for c in self._gather(channel, n)]
         return merged(ops)

@@ -183,6 +183,35 @@ def local_layer(model: Model, index: int, tensor: int, expert: int, expert_tenso
     return Stage(dense, x.expert * local_experts / (expert_tensor or tensor))
 
 
+def local_tensors(
+    model: Model, index: int, tensor: int, expert: int, expert_tensor: int | None, fusions: Collection[str]
+) -> tuple[list[float], list[float]]:
+    """Parameters of each weight of one layer on one rank, of all but experts and of experts, in the order of the model.
+
+    A bias, or a norm's shift, counts with its weight. Sums and arguments as `local_layer`'s.  fusions: the stack's: which
+    weights are one tensor.
+    """
+    h, d, bias, gates = model.hidden, model.head_size, model.biases, model.mlp_matrices - 1
+    routed = is_moe(model, index)
+    q, kv = model.heads * d / tensor, max(1.0, model.kv_heads / tensor) * d
+
+    def rows(*outputs: float, fused: bool) -> list[float]:
+        each = [n * (h + bias) for n in outputs]
+        return [sum(each)] if fused else each
+
+    def mlp(width: float) -> list[float]:
+        up = rows(*[width] * gates, fused="gate_up" in fusions)
+        return [*up, h * width + bias * h / tensor]
+
+    dense: list[float] = [*rows(q, kv, kv, fused="qkv" in fusions), h * q + bias * h / tensor]
+    dense += [_norm(model)] * model.norms
+    dense += [h * model.experts] if routed else []
+    width = model.shared_ffn if routed else model.ffn
+    dense += mlp(width / tensor) if width else []
+    own = model.experts // expert if routed else 0
+    return dense, [h * model.expert_ffn / (expert_tensor or tensor)] * (own * model.mlp_matrices)
+
+
 def local_ends(model: Model, tensor: int, *, first: bool, last: bool, pipeline: int) -> float:
     """Parameters of embedding, final norm and head on one rank of a stage; a tied head has its copy on the last stage."""
     total = 0.0
