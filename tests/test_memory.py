@@ -475,3 +475,25 @@ def test_whole_weights_fill_the_rank_that_has_most():
     assert stage_memory(plan, job, 0).optimizer == stack.optimizer_bytes * most
     equal = job.model_copy(update={"software": stack.model_copy(update={"parameter_gather": "all-gather"})})
     assert stage_memory(plan, equal, 0).optimizer == pytest.approx(stack.optimizer_bytes * even)
+
+
+def test_a_split_loss_and_a_gathered_input_stand_at_the_peak():
+    """torchtitan, 70B, tensor 8, 131,072 tokens: 80 inputs of 2 h/8, 18 bytes a logit of V/8 (14 of a whole vocabulary), and
+    the head's input, 2 h of each token."""
+    plan, job = job_of("torchtitan-h100-memory", case="llama3-70b-tensor8")
+    tokens, h, v = 16 * 8192, 8192, 128256
+    activations = stage_memory(plan, job, 0).activations
+    assert activations == tokens * (80 * 2 * h / 8 + 18 * v / 8 + 2 * h)
+    again = job.model_copy(update={"software": job.software.model_copy(update={"keeps_gathered": False})})
+    assert activations - stage_memory(plan, again, 0).activations == 2 * tokens * h
+    plain = again.software.model_copy(update={"split_logit_bytes": None})
+    fewer = stage_memory(plan, again.model_copy(update={"software": plain}), 0).activations
+    assert fewer == tokens * (80 * 2 * h / 8 + 14 * v / 8)
+
+
+def test_layers_that_keep_what_was_gathered_hold_two_inputs_whole():
+    """Of 34 s b h/t the inputs of QKV and of the MLP, 2 h each, are not shared: + 4 h (1 - 1/t) a token."""
+    plan, job = job_of("korthikanti-2022", "job.recompute=none", "job.parallelism.sequence=true", case="22B-selective")
+    keeps = job.model_copy(update={"software": job.software.model_copy(update={"keeps_gathered": True})})
+    more = layer_activations(plan, keeps, 0) - layer_activations(plan, job, 0)
+    assert more == pytest.approx(plan.tokens * 4 * job.model.hidden * (1 - 1 / plan.tensor))

@@ -586,6 +586,20 @@ def test_weights_by_the_rank_that_updates_them():
     assert whole_weights.balanced([3, 1], 4) == [[0], [1]]
 
 
+def test_a_stack_that_keeps_what_was_gathered_gathers_no_input_again():
+    """Of a layer's gathers in a micro-batch (two forward; two of gradients and two of inputs backward) the last two go."""
+
+    def inputs(keeps):
+        stack = f"job.software={{base: megatron-2024, keeps_gathered: {keeps}}}"
+        plan, job, found = programs("two-pods", stack, "job.parallelism.sequence=true")
+        ops = [op for p in found[1].passes if p.micro_batch == 0 for op in p.body if isinstance(op, Collective)]
+        gathers = [op for op in ops if (op.channel, op.operation) == ("tensor", "all_gather")]
+        return len(gathers) / (job.model.layers / plan.pipeline), sum(op.for_weights for op in gathers)
+
+    assert inputs("true") == (4, 0)
+    assert inputs("false")[0] == 6
+
+
 def test_shards_that_are_not_freed_are_gathered_once():
     """reshard: false keeps a micro-batch's parameters for its backward pass."""
     for reshard, times in (("true", 2), ("false", 1)):

@@ -310,6 +310,14 @@ class Software(Entry):
         description="what else a step does to the gradients that a rank has accumulated. zero: clears them before its first"
         " pass; norm: looks for a NaN, scale: divides them by the ranks, where they are reduced",
     )
+    split_logit_bytes: Factor | None = Field(
+        default=None, description="the same where the tensor group shares the vocabulary; `logit_bytes` when absent"
+    )
+    keeps_gathered: bool = Field(
+        default=False,
+        description="whether what sequence parallelism gathers for a product is held for its weight's gradient, not gathered"
+        " again",
+    )
     bucket_parameters: SomeCount = Field(description="parameters of a gradient bucket, at least")
     bucket_parameters_per_rank: Count = Field(description="the same for each rank of the group")
     overlap: Slowdown = Field(description="what overlap costs")

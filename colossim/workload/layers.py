@@ -67,7 +67,7 @@ class LayerOps(ContextOps):
     ) -> list[Op]:
         """A collective over `tokens` hidden vectors, beside the `product` that is there to hide it, with its `kernels`."""
         ranks, size = self.plan.tensor, width * tokens * self.job.model.hidden
-        if ranks == 1:
+        if ranks == 1 or (for_weights and self.job.software.keeps_gathered):
             return []
         share = self.job.software.tensor_overlap.share if product in METHODS and self.job.overlap.tensor else 0.0
         # A ring's reduction ends in a kernel that reads what came from each rank, and writes the sum.
@@ -87,7 +87,7 @@ class LayerOps(ContextOps):
     def _gather_input(self, product: Product, kernels: Sequence[Kernel], *, for_weights: bool = False) -> list[Op]:
         """The input of a column-parallel product, or the output's gradient of a row-parallel one.
 
-        The backward pass gathers the input again `for_weights`' gradient (Korthikanti et al. 2022, section 4.2.2).
+        The backward pass gathers the input again `for_weights`' gradient (Korthikanti et al. 2022, section 4.2.2), or has it.
         TransformerEngine gathers both after their cast to 8 bit (pytorch/module/layernorm_linear.py, base.py).
         """
         if not self.sequence:

@@ -52,7 +52,8 @@ def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
     dropout masks, 5as unfused scores unless they are recomputed. The tensor group shares all of it with sequence
     parallelism; without it 10h stay whole (Korthikanti et al. 2022, eqs. 1, 2, 4: 34 s b h + 5 a s^2 b a layer).
     In fp8 products keep their inputs in 8 bit, that of attention's output beside attention's own (TransformerEngine,
-    pytorch/module/linear.py, saved_inputmat): 29 h of a GPT's 34.
+    pytorch/module/linear.py, saved_inputmat): 29 h of a GPT's 34. A stack that `keeps_gathered` has the
+    inputs of QKV and of the MLP whole.
     """
     model, t = job.model, plan.tensor
     h, q = model.hidden, model.heads * model.head_size
@@ -72,12 +73,13 @@ def layer_activations(plan: Plan, job: JobSpec, routed: float) -> float:
     norms = (4.0 * h + dropout) / whole
     eight = job.precision == "fp8"
     given = 1.0 if eight else 2.0
-    attention = given * h / whole + (2.0 * (q + 2 * kv) + (2.0 + eight) * q) / t
+    gathered = 1 if job.software.keeps_gathered else whole
+    attention = given * h / gathered + (2.0 * (q + 2 * kv) + (2.0 + eight) * q) / t
     if job.software.attention == "unfused" and job.recompute == "none":
         attention += 5.0 * model.heads * plan.sequence / t
     wide = (4.0 if model.mlp_matrices == 3 else 2.0) + given
     if not routed:
-        return plan.tokens * (norms + attention + given * h / whole + wide * model.ffn / t)
+        return plan.tokens * (norms + attention + given * h / gathered + wide * model.ffn / t)
     k = model.experts_per_token * routed
     mlp = 2.0 * h / whole + k * (given * h / whole + wide * model.expert_ffn / t + 2.0 * h / whole)
     return plan.tokens * (norms + attention + mlp + wide * model.shared_ffn / t)
@@ -120,12 +122,20 @@ def _gathered(plan: Plan, job: JobSpec, *, backward: bool) -> float:
     return (2 if backward else 1) * 2 * _WEIGHT * plan.context * plan.tokens * kv
 
 
+def _logit_bytes(plan: Plan, job: JobSpec) -> float:
+    """Bytes of a logit that are held at the loss, of those of this rank."""
+    stack = job.software
+    split = stack.split_logit_bytes if plan.tensor > 1 else None
+    return stack.logit_bytes if split is None else split
+
+
 def _activations(plan: Plan, job: JobSpec, stage: int) -> tuple[float, float]:
     """Bytes of activations at the fullest moment of a stage's passes: on the GPU, and on the host at its own.
 
     F adds its chunk's and B frees them, with one layer computed again, or its keys and values gathered, at a time; what
     zero-bubble's W needs stays from B to W. Logits live from the last chunk's F to its B, with what the stack's cross
-    entropy makes of them, and are gone when B reaches a layer; their gradient stays until W.
+    entropy makes of them and the head's input where the stack `keeps_gathered`, and are gone when B reaches a layer; their
+    gradient stays until W.
 
     Of what is offloaded the GPU has two layers: one at work, one on its way. Between the passes of a pipeline's micro-batches
     a third waits for the next backward pass.
@@ -146,7 +156,10 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> tuple[float, float]:
         loss = 0.0
         if stage == plan.pipeline - 1 and chunk == plan.chunks - 1:
             logits = plan.tokens * model.vocabulary / plan.tensor
-            loss = job.software.logit_bytes * logits
+            loss = _logit_bytes(plan, job) * logits
+            if plan.tensor > 1 and job.parallelism.sequence and job.software.keeps_gathered:
+                # The head's input, whole.
+                loss += 2.0 * plan.tokens * model.hidden
             late += 2.0 * logits
         kept.append((1.0 - share) * own + loss)
         pending.append(late)
