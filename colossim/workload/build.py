@@ -150,7 +150,12 @@ class _Builder:
         return self._bodies[key]
 
     def _between(
-        self, body: tuple[Op, ...], updated: tuple[Bucket, ...], asked: int, buckets: tuple[Bucket, ...], released: tuple[int, ...]
+        self,
+        body: tuple[Op, ...],
+        updated: tuple[Bucket, ...],
+        asked: int,
+        buckets: tuple[Bucket, ...],
+        released: tuple[int, ...],
     ) -> tuple[Op, ...]:
         """A pass that starts to gather a chunk's parameters before it, or sends chunks' gradients off before its own Send."""
         states = self.states
