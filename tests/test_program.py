@@ -553,7 +553,7 @@ def test_whole_weights_get_round_by_a_broadcast_a_rank(beside):
     """Each of z ranks that has some of the w weights sends all of it to the others: min(z, w) broadcasts without overlap, of 2
     bytes a parameter. Beside the forward pass they start in the order of the model, and the layer that needs a first weight
     waits. The rank with most sets the time of the optimizer's step, 26 + 2n bytes a parameter."""
-    stack = "job.software={base: megatron-2024, parameter_gather: broadcasts}"
+    stack = "job.software={base: megatron-2024, parameter_gather: broadcasts, parameters_ahead: all}"
     plan, job, found = programs("two-pods", stack, f"job.overlap.parameters={beside}")
     program, n = found[1], transformer.stage_parameters(job.model, plan.pipeline, plan.layers, 1, plan.tensor, 1).dense
     shares = whole_weights.shares(plan, job, 1)
