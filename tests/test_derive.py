@@ -158,6 +158,16 @@ RULES = [
         "job.parallelism.sharding_group",
         "use all",
     ),
+    (
+        {"parallelism": {"pipeline": 2, "defer_head": 4, "schedule": "zero-bubble"}},
+        "job.parallelism.defer_head",
+        "leave it out",
+    ),
+    (
+        {"parallelism": {"pipeline": 2, "defer_head": 4, "sharding": "gradients"}},
+        "job.parallelism.defer_head",
+        "use sharding: optimizer",
+    ),
     ({"parallelism": {"tensor": 3}}, "job.parallelism.tensor", "does not divide"),
     ({"parallelism": {"tensor": 32}}, "job.parallelism.tensor", "does not divide 16 heads: 4, 8, 16 would"),
     ({"model": {**DENSE, "kv_heads": 3}}, "job.model.kv_heads", "does not divide 16 heads: 1, 2, 4 would"),
@@ -411,6 +421,7 @@ def notes(tmp_path):
         ),
         ({"other": "overlap: {tensor: true}"}, "`job.overlap.tensor` had no effect: tensor parallelism is 1"),
         ({"other": "overlap: {pipeline: false}"}, "`job.overlap.pipeline` had no effect: there is one stage"),
+        ({"parallelism": "defer_head: 4"}, "`job.parallelism.defer_head` had no effect: there is one stage"),
         (
             {"other": "bucket: 40 MB", "parallelism": "tensor: 8"},
             "`job.bucket` had no effect: there is one replica",

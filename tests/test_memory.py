@@ -169,6 +169,17 @@ def test_zero_bubble_holds_p_micro_batches_on_every_stage():
         assert memory.activations >= before[i]
 
 
+def test_deferred_weight_gradients_of_the_head_hold_what_they_are_made_of():
+    """A micro-batch: inputs of 2 T h/t and gradients of 2 T V/t, on the last stage alone; at most all micro-batches."""
+    plan, job = job_of("two-pods")
+    whole = 2 * plan.tokens * (job.model.hidden + job.model.vocabulary) / plan.tensor
+    before = memory_by_stage(plan, job)
+    for limit, held in ((2, 2), (10_000, plan.micro_batches)):
+        after = memory_by_stage(*job_of("two-pods", f"job.parallelism.defer_head={limit}"))
+        assert after[:-1] == before[:-1]
+        assert after[-1].activations - before[-1].activations == pytest.approx(held * whole)
+
+
 def test_full_recompute_holds_inputs_and_one_layer():
     """1f1b, stage i: min(p - i, m) x L/p inputs of 2 T h/t, and the one layer that is being computed again."""
     changes = ("job.recompute=full", "job.parallelism.schedule=1f1b", "job.parallelism.virtual_pipeline=1")

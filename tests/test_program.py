@@ -763,6 +763,37 @@ def test_zero_bubble_parts_the_backward_pass(name, recompute):
     assert plan.pipeline > 1
 
 
+@pytest.mark.parametrize("limit", [0, 3, 10_000])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_deferred_weight_gradients_of_the_head(limit, chunks):
+    """Of the last stage's first `limit` micro-batches the head's weight gradient, (V/t, T, h) in 16 bit, leaves the backward
+    pass and comes behind the passes, each with a gather of its input; its bucket travels behind the last of them. The stage
+    does as many FLOPs, other stages know nothing of it."""
+    interleaved = ("job.parallelism.virtual_pipeline=2", "job.parallelism.schedule=interleaved")
+    cut = interleaved if chunks == 2 else ONE_CHUNK
+    plan, job, plain = programs("two-pods", *cut)
+    _, _, found = programs("two-pods", *cut, f"job.parallelism.defer_head={limit}")
+    model, t, m = job.model, plan.tensor, plan.micro_batches
+    deferred = min(limit, m)
+    for one, two in zip(plain[:-1], found[:-1], strict=True):
+        assert [p.body for p in one.passes] == [p.body for p in two.passes]
+    one, two = plain[-1], found[-1]
+    assert [(p.kind, p.micro_batch) for p in two.passes[len(one.passes) :]] == [("W", j) for j in range(deferred)]
+    head = Gemm(model.vocabulary / t, model.hidden, plan.tokens, accumulate=True, half=True)
+    for j in range(m):
+        kernels = [k for op in body(two, "B", j, chunks - 1) if isinstance(op, Compute) for k in op.kernels]
+        assert kernels.count(head) == (j >= deferred)
+    for p in two.passes[len(one.passes) :]:
+        assert [k for op in p.body if isinstance(op, Compute) for k in op.kernels] == [head]
+        gathers = [op for op in p.body if isinstance(op, Collective)]
+        assert [(g.operation, g.size) for g in gathers] == [("all_gather", 2 * plan.tokens * model.hidden)]
+    sums = [sum(op.flops for op in ops_of(program) if isinstance(op, Compute)) for program in (one, two)]
+    assert sums[0] == pytest.approx(sums[1])
+    posts = [[op for op in ops_of(program) if isinstance(op, Post) and "gradients" in op.tag] for program in (one, two)]
+    assert Counter(posts[0]) == Counter(posts[1])
+    assert bool(deferred) == any(isinstance(op, Post) for op in two.passes[-1].body if two.passes[-1].kind == "W")
+
+
 @pytest.mark.parametrize("sharding", LEVELS)
 def test_zero_bubble_releases_gradients_behind_w(sharding):
     """B posts nothing of gradients; the W passes post what the backward passes would, each bucket behind its last layer."""

@@ -77,7 +77,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ("job.overlap.pipeline", par.pipeline == 1, "there is one stage"),
         *(
             (f"job.parallelism.{key}", par.pipeline == 1, "there is one stage")
-            for key in ("stage_layers", "account_for_embedding", "account_for_loss")
+            for key in ("stage_layers", "account_for_embedding", "account_for_loss", "defer_head")
         ),
         ("job.overlap.data", plan.replica_group == 1, alone),
         ("job.bucket", plan.replica_group == 1, alone),

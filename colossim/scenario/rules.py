@@ -171,6 +171,11 @@ def _check_stages(job: JobSpec, report: Report) -> None:
     elif chunks > 1:
         message = f"{par.schedule} has one chunk a stage: set 1, or schedule: interleaved"
         report("job.parallelism.virtual_pipeline", message)
+    if par.defer_head and par.schedule == "zero-bubble":
+        report("job.parallelism.defer_head", "zero-bubble defers the weights' gradients of all layers: leave it out")
+    if par.defer_head and par.sharding in ("gradients", "parameters"):
+        message = f"sharding: {par.sharding} scatters gradients each micro-batch: use sharding: optimizer, or 0"
+        report("job.parallelism.defer_head", message)
     what = f"{stages} stages" + (f" x {chunks} chunks" if chunks > 1 else "")
     if par.stage_layers is not None:
         _check_stage_layers(job, par.stage_layers, what, report)

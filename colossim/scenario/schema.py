@@ -105,6 +105,11 @@ class Parallelism(Facts):
     )
     account_for_embedding: bool = Field(default=False, description="the embedding counts as a layer of the first stage")
     account_for_loss: bool = Field(default=False, description="head and loss count as a layer of the last stage")
+    defer_head: Natural = Field(
+        default=0,
+        description="micro-batches, the first ones, whose weight gradients of the head wait for the end of the last stage's"
+        " passes, where it would idle (Megatron's --defer-embedding-wgrad-compute and its limit)",
+    )
     expert: Positive = Field(default=1, description="ranks that share the experts of a layer")
     expert_tensor: Positive | None = Field(
         default=None, description="ranks that share each expert, of a tensor group's; all of them when absent"

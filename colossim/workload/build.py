@@ -75,9 +75,13 @@ class _Builder:
         # A micro-batch changes what a pass does through its parameters' arrival and its gradients' release only: 512 of
         # them are put together once.
         known: dict[
-            tuple[Kind, int, bool, Neighbours, tuple[int, ...], int], tuple[tuple[Op, ...], tuple[float, ...]]
+            tuple[Kind, int, bool, Neighbours, tuple[int, ...], int, bool], tuple[tuple[Op, ...], tuple[float, ...]]
         ] = {}
         passes = []
+        deferred = self._deferred(stage)
+        # The head's gradients travel once they are all there, behind the passes.
+        behind = tuple(b for b in buckets if b.channel == "data")[:1] if deferred else ()
+        others = tuple(b for b in buckets if b not in behind)
         outermost = [(self._copies(self._shape(stage, chunk)) or (0.0,))[-1] for chunk in range(plan.chunks)]
         beside = self.host.neighbours(slots, outermost)
         later, sooner = states.aligned_releases(stage, slots), states.aligned_gathers(stage, slots)
@@ -90,14 +94,18 @@ class _Builder:
                 special = special and not later
             released = later.get((kind, micro_batch, chunk), ())
             asked = sooner.get((kind, micro_batch, chunk), 0)
-            key = (kind, chunk, special, near, released, asked)
+            defers = kind == "B" and chunk == plan.chunks - 1 and micro_batch < deferred
+            key = (kind, chunk, special, near, released, asked, defers)
             if key not in known:
-                own = updated if kind == "F" else tuple(buckets)
-                body = self._body(stage, chunk, kind, own if special else (), near)
+                own = updated if kind == "F" else others
+                body = self._body(stage, chunk, kind, own if special else (), near, defers=defers)
                 if asked or released:
-                    body = self._between(body, updated, asked, tuple(buckets), released)
+                    body = self._between(body, updated, asked, others, released)
                 known[key] = body, self._launching(stage, chunk, kind)
             passes.append(Pass(kind, micro_batch, chunk, *known[key]))
+        for micro_batch in range(deferred):
+            ends = behind if states.released and micro_batch == deferred - 1 else ()
+            passes.append(Pass("W", micro_batch, plan.chunks - 1, self._head(ends), (0.0,)))
         return StageProgram(
             stage,
             tuple(passes),
@@ -105,6 +113,19 @@ class _Builder:
             host_exponent=host.exponent if host else 1.0,
             prologue=states.prologue(stage, updated),
         )
+
+    def _deferred(self, stage: int) -> int:
+        """Micro-batches whose weight gradients of the head the stage computes behind its passes."""
+        limit = self.job.parallelism.defer_head if 0 < stage == self.plan.pipeline - 1 else 0
+        return min(limit, self.plan.micro_batches)
+
+    def _head(self, buckets: tuple[Bucket, ...]) -> tuple[Op, ...]:
+        """The deferred weight gradient of one micro-batch. buckets: that the last one adds to."""
+        key = ("head", buckets)
+        if key not in self._bodies:
+            ends = [op for bucket in buckets for op in self.states.release(buckets, *bucket.after)]
+            self._bodies[key] = merged([*self.ops.head_deferred(), *ends])
+        return self._bodies[key]
 
     def _shape(self, stage: int, chunk: int) -> _Shape:
         plan, model = self.plan, self.job.model
@@ -134,16 +155,26 @@ class _Builder:
         return launch_seconds(host, self.job, kind, range(len(layers)), (first, last), body, begins=begins, share=share)
 
     def _body(
-        self, stage: int, chunk: int, kind: Kind, buckets: tuple[Bucket, ...], near: Neighbours = APART
+        self,
+        stage: int,
+        chunk: int,
+        kind: Kind,
+        buckets: tuple[Bucket, ...],
+        near: Neighbours = APART,
+        *,
+        defers: bool = False,
     ) -> tuple[Op, ...]:
-        """buckets: those that the pass is the first to need, or the last to add to.  near: what stands beside it."""
+        """buckets: those that the pass is the first to need, or the last to add to.  near: what stands beside it.
+
+        defers: whether the head's weight gradient waits.
+        """
         shape = self._shape(stage, chunk)
-        key = (shape, kind, chunk if buckets else -1, buckets, near)
+        key = (shape, kind, chunk if buckets else -1, buckets, near, defers)
         if key not in self._bodies:
             if kind == "F":
                 ops = self._forward(shape, chunk, buckets, near)
             elif kind == "B":
-                ops = self._backward(shape, chunk, buckets, near)
+                ops = self._backward(shape, chunk, buckets, near, defers=defers)
             else:
                 ops = self._weights(shape, chunk, buckets)
             self._bodies[key] = merged(ops)
@@ -211,18 +242,19 @@ class _Builder:
             ops.append(self._send("forward"))
         return ops
 
-    def _now(self, ops: list[Op]) -> list[Op]:
+    def _now(self, ops: list[Op], *, defers: bool = False) -> list[Op]:
         """What a backward pass does of these operations: all, or what leads to the input's gradients."""
-        return split_backward(ops)[0] if self.splits else ops
+        return split_backward(ops)[0] if self.splits or defers else ops
 
-    def _backward(self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...], near: Neighbours) -> list[Op]:
+    def _backward(
+        self, shape: _Shape, chunk: int, buckets: tuple[Bucket, ...], near: Neighbours, *, defers: bool
+    ) -> list[Op]:
         layers, loads, first, last = shape
         states, copies = self.states, self._copies(shape)
         ops = self.host.before_backward(copies, near)
         ops += states.gather_ends(last=last) if last and self.job.parallelism.reshard else []
-        ops += (
-            [*self._now(self.ops.head_backward()), *self.launched] if last else [Receive("backward"), *self._regathered]
-        )
+        gradients = self._now(self.ops.head_backward(), defers=defers) if last else []
+        ops += [*gradients, *self.launched] if last else [Receive("backward"), *self._regathered]
         ops += states.release(buckets, chunk, len(layers))
         for i in reversed(range(len(layers))):
             ops += self.host.before_layer(copies, i, near)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from colossim.catalog.overlap import COLUMN_BACKWARD, METHODS, Buffer, Product
 from colossim.scenario.schema import Recompute
@@ -269,10 +270,26 @@ class LayerOps(ContextOps):
             *self._small(T),
         ]
 
+    @cached_property
+    def _head_gradients(self) -> list[Kernel]:
+        """The head's products of a backward pass, in 16 bit."""
+        model = self.job.model
+        return self.gradient_products(self.tokens, model.vocabulary / self.plan.tensor, float(model.hidden), half=True)
+
+    def head_deferred(self) -> list[Op]:
+        """The head's weight gradient of a micro-batch that has waited for the end of the passes.
+
+        Inputs are gathered one micro-batch ahead, beside the product before (Megatron-LM, core/utils.py,
+        drain_embedding_wgrad_compute): each runs beside a product like its own.
+        """
+        wgrad = _halves(self._head_gradients)[1]
+        again = self._tensor("all_gather", self.tokens, for_weights=True, product="head_wgrad", kernels=wgrad)
+        return [*(again if self.sequence else []), _compute(*wgrad)]
+
     def head_backward(self) -> list[Op]:
-        T, h, share = self.tokens, float(self.job.model.hidden), self.job.model.vocabulary / self.plan.tensor
+        T, share = self.tokens, self.job.model.vocabulary / self.plan.tensor
         loss = Stream(self.job.software.loss_bytes_per_logit / 2 * T * share)
-        dgrad, wgrad = _halves(products := self.gradient_products(T, share, h, half=True))
+        dgrad, wgrad = _halves(products := self._head_gradients)
         again = (
             self._tensor("all_gather", T, for_weights=True, product="head_dgrad", kernels=dgrad)
             if self.sequence

@@ -138,7 +138,8 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> tuple[float, float]:
     gradient stays until W.
 
     Of what is offloaded the GPU has two layers: one at work, one on its way. Between the passes of a pipeline's micro-batches
-    a third waits for the next backward pass.
+    a third waits for the next backward pass. Deferred weight gradients of the head wait for the passes' end with what they are
+    made of: 2 of an input, which the tensor group shares with sequence parallelism, and 2 of a logit's gradient.
     """
     model = job.model
     loads = [load.fullest if is_moe(model, i) else 0.0 for i, load in enumerate(layer_loads(plan, job))]
@@ -177,7 +178,11 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> tuple[float, float]:
         + gathered.get(held.kind, 0.0)
         for held, offloaded in zip(moments, away, strict=True)
     )
-    return here, max(away)
+    waiting = 0.0
+    if 0 < stage == plan.pipeline - 1:
+        whole = plan.tensor if job.parallelism.sequence else 1
+        waiting = 2.0 * plan.tokens * (model.hidden / whole + model.vocabulary / plan.tensor)
+    return here + min(job.parallelism.defer_head, plan.micro_batches) * waiting, max(away)
 
 
 def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
