@@ -25,6 +25,7 @@ CATEGORY = {
     "data_replicas": 6,
     "expert_data": 6,
     "embedding": 6,
+    "amax": 1,
     "optimizer": 7,
     "straggler": 8,
     "host": 9,

@@ -28,7 +28,7 @@ from colossim.scenario.derive import Plan
 
 #: Channels a job can have, in the order in which they are numbered.
 COLLECTIVE_CHANNELS = (
-    "tensor", "context", "expert", "expert_tensor", "data", "data_shards", "data_replicas", "expert_data", "embedding",
+    "tensor", "context", "expert", "expert_tensor", "data", "data_shards", "data_replicas", "expert_data", "embedding", "amax",
 )  # fmt: skip
 BOUNDARY_CHANNELS = ("forward", "backward")
 #: Writes of every rank that run beside the step, whatever the programs do.
@@ -132,6 +132,7 @@ def group_members(plan: Plan) -> dict[str, Ints]:
         "expert_tensor": grouped("inner_tensor"),
         "data": grouped("context", "inner_context", "expert", "data"),
         "expert_data": grouped("context", "data", "outer_tensor"),
+        "amax": grouped(*(axis for axis in axes if axis != "pipeline")),
     }
     shards = plan.sharding_group
     if shards < plan.replica_group:

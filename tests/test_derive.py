@@ -168,6 +168,11 @@ RULES = [
         "job.parallelism.defer_head",
         "use sharding: optimizer",
     ),
+    (
+        {"precision": "fp8", "balance": "speed", "software": {"base": "megatron-2024", "amax_reduction": "replicas"}},
+        "job.balance",
+        "amax_reduction: tensor",
+    ),
     ({"parallelism": {"tensor": 3}}, "job.parallelism.tensor", "does not divide"),
     ({"parallelism": {"tensor": 32}}, "job.parallelism.tensor", "does not divide 16 heads: 4, 8, 16 would"),
     ({"model": {**DENSE, "kv_heads": 3}}, "job.model.kv_heads", "does not divide 16 heads: 1, 2, 4 would"),

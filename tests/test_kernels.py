@@ -424,9 +424,10 @@ def test_norms_that_write_eight_bit():
 
 
 def test_maxima_of_delayed_scaling_meet_once_a_pass():
-    """3 maxima (input, weight, gradient) of 4 products a layer in fp32, over the tensor group."""
-    _, _, eight = layer_ops("two-pods", "job.precision=fp8")
-    assert eight.scaling(5) == [Collective("tensor", "all_reduce", 4 * 3 * 4 * 5)]
+    """3 maxima (input, weight, gradient) of 4 products a layer in fp32, over the tensor group or all ranks of the stage."""
+    for group, channel in (("tensor", "tensor"), ("replicas", "amax")):
+        _, _, eight = layer_ops("two-pods", "job.precision=fp8", f"job.software.amax_reduction={group}")
+        assert eight.scaling(5) == [Collective(channel, "all_reduce", 4 * 3 * 4 * 5)]
     _, _, sixteen = layer_ops("two-pods")
     assert sixteen.scaling(5) == []
 

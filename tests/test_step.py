@@ -400,7 +400,7 @@ def test_segments_and_records_call_the_same_things_by_the_same_number():
         **{"tensor": "tensor_comm", "expert_tensor": "tensor_comm", "context": "context_comm"},
         **{"expert": "expert_comm", "data": "data_comm"},
         **{"data_shards": "data_comm", "data_replicas": "data_comm", "expert_data": "data_comm"},
-        **{"embedding": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm"},
+        **{"embedding": "data_comm", "forward": "pipeline_comm", "backward": "pipeline_comm", "amax": "tensor_comm"},
     }
 
 

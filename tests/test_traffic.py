@@ -82,6 +82,7 @@ def test_groups_by_coordinates(changes, name):
         "context": groups(lambda at: (at["tensor"], at["expert"], at["data"], at["pipeline"])),
         "expert": groups(lambda at: (at["tensor"], at["context"] // inner, at["data"], at["pipeline"])),
         "data": groups(lambda at: (at["tensor"], at["pipeline"])),
+        "amax": groups(lambda at: (at["pipeline"],)),
         "expert_data": groups(lambda at: (at["tensor"], at["pipeline"], at["expert"], at["context"] % inner)),
     }
     found = group_members(plan)

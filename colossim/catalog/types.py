@@ -349,6 +349,11 @@ class Software(Entry):
         default="all-gather",
         description="how a sharded optimizer's parameters get round: at once, or shards are whole weights, a broadcast each",
     )
+    amax_reduction: Literal["tensor", "replicas"] = Field(
+        default="tensor",
+        description="ranks that agree on the maxima of fp8's delayed scaling, each pass: a tensor group, or all that hold the"
+        " stage, of all replicas",
+    )
     boundary: Literal["scattered", "full"] = Field(description="whether a stage boundary moves 1/t a rank")
     workspace: Size = Field(description="CUDA context, NCCL buffers, workspace")
     algorithms: tuple[Literal["ring", "tree", "nvls", "collnet", "pat"], ...] = Field(

@@ -292,9 +292,13 @@ def _check_groups(scenario: Scenario, report: Report) -> None:
     """Settings by node type, and shares by speed, as far as they need no number of replicas."""
     job, par = scenario.job, scenario.job.parallelism
     each = f"sharding: {par.sharding} reduces gradients over all replicas each micro-batch, so that all have as many"
+    remedy = "sharding: optimizer"
     together = par.sharding in ("gradients", "parameters")
+    if not together and job.precision == "fp8" and job.software.amax_reduction == "replicas":
+        each = "delayed scaling of fp8 reduces maxima over all replicas each pass, so that all have as many"
+        remedy, together = "software.amax_reduction: tensor", True
     if job.balance == "speed" and together:
-        report("job.balance", f"{each}: use equal, or sharding: optimizer")
+        report("job.balance", f"{each}: use equal, or {remedy}")
     types = {group.type.name for group in scenario.cluster.nodes}
     for name, settings in job.groups.items():
         field, own = f"job.groups.{name}", job.on(name)
@@ -305,7 +309,7 @@ def _check_groups(scenario: Scenario, report: Report) -> None:
         if own.micro_batch == job.micro_batch:
             continue
         if together:
-            report(f"{field}.micro_batch", f"{each}: leave it out, or sharding: optimizer")
+            report(f"{field}.micro_batch", f"{each}: leave it out, or {remedy}")
         if par.sequence and job.sequence_length * own.micro_batch // par.context % par.tensor:
             message = (
                 f"{own.micro_batch} x {job.sequence_length:,} tokens do not divide among {par.tensor} sequence-parallel"

@@ -102,7 +102,13 @@ class LayerOps(ContextOps):
 
     def scaling(self, layers: int) -> list[Op]:
         """Delayed scaling: the maxima of a pass, of input, weight and gradient of each layer's four products, meet once."""
-        return self._small(4 * 3 * layers) if self.eight else []
+        numbers = 4 * 3 * layers
+        if not self.eight:
+            return []
+        if self.job.software.amax_reduction == "tensor":
+            return self._small(numbers)
+        ranks = self.plan.tensor * self.plan.replica_group
+        return [Collective("amax", "all_reduce", 4.0 * numbers)] if ranks > 1 else []
 
     # -- attention ---------------------------------------------------------------------------------------------------
     def attention_forward(self) -> list[Op]:

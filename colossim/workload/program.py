@@ -15,7 +15,7 @@ from colossim.workload.kernels import Flash, Gemm, Kernel, kernel_time
 from colossim.workload.schedule import Kind
 
 ChannelName = Literal[
-    "tensor", "context", "expert", "expert_tensor", "data", "data_shards", "data_replicas", "expert_data", "embedding"
+    "tensor", "context", "expert", "expert_tensor", "data", "data_shards", "data_replicas", "expert_data", "embedding", "amax"
 ]  # fmt: skip
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "shift"]
 Direction = Literal["forward", "backward"]
