@@ -101,6 +101,14 @@ def softmax(software: Software) -> Passes:
     return Passes(4, 6) if "softmax" in software.fusions else Passes(29, 33)
 
 
+#: Cast to 8 bit, an element: r2 w1.
+CAST = 3.0
+#: Cast and transposition in one kernel, r2 w1 w1, which moves half as much a second as streams do: 4096 x 4096 elements take
+#: 51.5 us on an H100 (NVIDIA/TransformerEngine, pull request 101; the kernel that 2024's releases compile at run time is about
+#: as fast, pull request 258); as bytes at 82 % of its 3.35 TB/s.
+CAST_TRANSPOSE = 8.4
+#: Transposition in 8 bit, r1 w1: assumed to move as much a second.
+TRANSPOSE = 4.2
 #: Dropout of the scores: r2 w2 and a mask; backward 2+1+2.
 DROPOUT = Passes(5, 5)
 #: The router, a logit: cast to fp32 6, softmax 8, top k 4, the map of who goes where 5; backward the map 4, softmax 12, cast 6.

@@ -70,19 +70,29 @@ class LayerKernels:
         Hopper's 8-bit products read both operands along k, so that the weight gradient needs both of its transposed
         (TransformerEngine: cast_transpose).
         """
-        return [Stream(4.0 * elements)] if self.eight else []
+        return [Stream(elementwise.CAST_TRANSPOSE * elements)] if self.eight else []
+
+    def _casts_of_row(self, elements: float, *, backward: bool) -> list[Kernel]:
+        """The same for a row-parallel product's input, which under sequence parallelism backward transposes.
+
+        TransformerEngine, pytorch/module/linear.py: cast_to_fp8 where sequence_parallel, fp8_transpose of what is saved.
+        """
+        if not self.sequence:
+            return [] if backward else self._casts(elements)
+        each = elementwise.TRANSPOSE if backward else elementwise.CAST
+        return [Stream(each * elements)] if self.eight else []
 
     def _casts_of_norm(self, *, backward: bool) -> list[Kernel]:
         """The same for the norm's output, which a fused norm has written in 8 bit: backward transposes it once gathered."""
         if not self._cast_in_norm:
             return [] if backward else self._casts(self.tokens * self.job.model.hidden)
-        return [Stream(2.0 * self.tokens * self.job.model.hidden)] if backward else []
+        return [Stream(elementwise.TRANSPOSE * self.tokens * self.job.model.hidden)] if backward else []
 
     def _casts_of_gradient(self) -> list[Kernel]:
         """The same for a row-parallel product's output gradient, which is cast before it is gathered, then transposed."""
         h = self.job.model.hidden
         if self._cast_in_norm and self.sequence:
-            return [Stream(3.0 * self.norm_tokens * h + 2.0 * self.tokens * h)]
+            return [Stream(elementwise.CAST * self.norm_tokens * h), Stream(elementwise.TRANSPOSE * self.tokens * h)]
         return self._casts(self.tokens * h)
 
     def _norms(self, *, backward: bool) -> list[Kernel]:

@@ -120,7 +120,7 @@ class LayerOps(ContextOps):
             *self._gather_input("qkv_fprop", first),
             _compute(*self._casts_of_norm(backward=False), *first, *self._positions(backward=False)),
             *self.core_forward(),
-            _compute(*self._casts(T * inner), last),
+            _compute(*self._casts_of_row(T * inner, backward=False), last),
             *self._combine(T, "proj_fprop", [last]),
         ]
 
@@ -132,7 +132,12 @@ class LayerOps(ContextOps):
         last, (dgrad, wgrad) = self.gradient_products(T, h, inner), _halves(self._qkv[1])
         return [
             *self._gather_input("proj_dgrad", last[:1]),
-            _compute(*self._casts_of_gradient(), *last, *self.bias_gradient(self.norm_tokens * h, late=True)),
+            _compute(
+                *self._casts_of_gradient(),
+                *self._casts_of_row(T * inner, backward=True),
+                *last,
+                *self.bias_gradient(self.norm_tokens * h, late=True),
+            ),
             *self.core_backward(again=again),
             _compute(*self._positions(backward=True)),
             *self._gather_input("qkv_dgrad", dgrad, for_weights=True),
@@ -149,7 +154,7 @@ class LayerOps(ContextOps):
             *self._gather_input("fc1_fprop", first),
             _compute(
                 *self._casts_of_norm(backward=False), *first, self._activation(T, width, backward=False),
-                *self._casts(T * width), last,
+                *self._casts_of_row(T * width, backward=False), last,
             ),
             *self._combine(T, "fc2_fprop", [last]),
         ]  # fmt: skip
@@ -160,6 +165,7 @@ class LayerOps(ContextOps):
         dgrad, wgrad = _halves(first)
         down = [
             *self._casts_of_gradient(),
+            *self._casts_of_row(T * width, backward=True),
             *last,
             *self.bias_gradient(self.norm_tokens * h, late=True),
             self._activation(T, width, backward=True),
