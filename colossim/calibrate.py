@@ -41,14 +41,26 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """A measured step. configuration: rows of one are near-duplicates of each other.  fits: else it is predicted only."""
+    """A measured step.
+
+    configuration: rows of one are near-duplicates of each other.  fits: whether a fit may learn from it, or the beginnings of
+    the fields of which it may; else it is predicted only.
+    """
 
     source: str
     case: str
     scenario: Scenario
     measured: float
     configuration: tuple[Any, ...]
-    fits: bool = True
+    fits: bool | tuple[str, ...] = True
+
+    def tells(self, constant: Constant) -> bool:
+        """Whether a fit may move the constant for it."""
+        if isinstance(self.fits, bool):
+            asked = self.fits
+        else:
+            asked = any(path.startswith(self.fits) for path in constant.paths)
+        return asked and touches(constant, self.scenario)
 
     @property
     def cell(self) -> tuple[int, int, int]:
@@ -118,7 +130,7 @@ def fit(
     counted = [row for row in rows if row.fits]
     if constants and not counted:
         raise ValueError(f"a fit may learn from none of {len(rows)} rows (measured.fits)")
-    used = tuple(c for c in constants if any(touches(c, row.scenario) for row in counted))
+    used = tuple(c for c in constants if any(row.tells(c) for row in counted))
     configurations = {row.configuration for row in counted}
     if len(configurations) < len(used):
         raise ValueError(
@@ -139,7 +151,7 @@ class _Problem:
     def __post_init__(self) -> None:
         self.keys = list(dict.fromkeys(row.configuration for row in self.rows))
         self.of = np.array([self.keys.index(row.configuration) for row in self.rows])
-        self.touch = np.array([[touches(c, row.scenario) for c in self.constants] for row in self.rows])
+        self.touch = np.array([[row.tells(c) for c in self.constants] for row in self.rows])
         self.start = np.array([value_of(c, calibrated=self.calibrated) for c in self.constants])
         # The smallest row of a configuration stands for its sensitivities.
         gpus = [row.scenario.cluster.gpus for row in self.rows]
@@ -148,7 +160,7 @@ class _Problem:
         sources = [self.rows[i].source for i in self.first]
         many = np.array([sources.count(row.source) for row in self.rows])
         self.weight = 1.0 / np.sqrt(np.bincount(self.of)[self.of] * np.sqrt(many))
-        self.weight *= np.array([row.fits for row in self.rows])
+        self.weight *= np.array([bool(row.fits) for row in self.rows])
 
     # -- playing -----------------------------------------------------------------------------------------------------
     def _values(self, logs: Floats) -> dict[Constant, float]:
@@ -175,7 +187,7 @@ class _Problem:
         # Away from the upper bound, where a constant may count no more (what is sustained never passes the benchmark).
         step = np.where(logs + 2 * STEP > np.log([c.high for c in self.constants]), -STEP, STEP)
         for k, i in enumerate(self.first):
-            for c in np.flatnonzero(self.touch[i] & self.rows[i].fits).tolist():
+            for c in np.flatnonzero(self.touch[i]).tolist():
                 moved = logs.copy()
                 moved[c] += step[c]
                 tasks.append((i, moved))

@@ -102,6 +102,17 @@ def test_rows_that_are_partly_assumed_are_predicted_only(line):
         fit([other], [wide])
 
 
+def test_rows_may_tell_of_some_constants_alone(line):
+    """A row that says nothing of memory moves nothing of it, though its GPU has it; it is no reason for a fit of it either."""
+    wide = Constant("gpus", "H100", ("memory_efficiency",), 0.5, 0.95, 100.0)
+    told = [of(hidden(size), size / 0.6, size) for size in (1024, 2048)]
+    other = of(hidden(4096), 4096 / 0.9, 3)
+    of_host, of_memory = (dataclasses.replace(other, fits=fits) for fits in (("host", "gemm"), ("host", "memory")))
+    assert fit([*told, of_host], [wide]).value == pytest.approx(fit(told, [wide]).value)
+    assert fit([*told, of_memory], [wide]).value == pytest.approx(fit([*told, other], [wide]).value)
+    assert fit([of_host], [wide]).constants == ()
+
+
 def test_near_duplicates_count_once(line):
     """Ten rows of one configuration say 0.6, one of another 0.8: half way between their logs, not ten to one."""
     rows = [of(hidden(1024), 1024 / 0.6, 0) for _ in range(10)] + [of(hidden(2048), 2048 / 0.8, 1)]

@@ -316,8 +316,10 @@ class Measured(Facts):
     printed: str = Field(default="", description="what the source prints, where the figures above follow from it")
     source: str = Field(default="", description="where it was published; the scenario's `sources` when absent")
     flag: str = Field(default="", description="why the row is to be distrusted, if it is")
-    fits: bool = Field(
-        default=True, description="whether a calibration may learn from it: false where part of what was run is assumed"
+    fits: bool | tuple[str, ...] = Field(
+        default=True,
+        description="whether a calibration may learn from it: false where part of what was run is assumed; or of which"
+        " constants alone, by what their fields begin with, such as [host]",
     )
 
 
