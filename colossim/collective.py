@@ -179,7 +179,7 @@ class Library:
         """bytes/s that a collective sustains on an NVLink and on a NIC of this node type."""
         ramp = self._ramp(t, size, shape, operation, protocol)
         nvlink = t.nvls.bandwidth if shape.algorithm in ("nvls", "collnet") and t.nvls else t.nvlink_ring.bandwidth
-        nic = t.network.efficiency * min(t.nic, self.link)
+        nic = t.network.efficiency * min(t.nic, self.link) * (t.network.crossing if _crosses(t, shape) else 1.0)
         return nvlink * _PAYLOAD[protocol][0] / ramp, nic * _PAYLOAD[protocol][1] / ramp
 
     def _ramp(self, t: NodeType, size: float, shape: Shape, operation: str, protocol: str) -> float:
@@ -197,12 +197,17 @@ class Library:
         return 1.0 + ramp
 
 
+def _crosses(t: NodeType, shape: Shape) -> bool:
+    """Whether a ring that leaves a node does so behind another PCIe switch than it came in, and no relay over NVLink helps."""
+    return t.gpus_per_switch is not None and shape.spacing >= t.gpus_per_switch
+
+
 def _runs_ll128(t: NodeType, shape: Shape) -> bool:
     """Whether NCCL runs LL128 over the network: where both ends of a ring in a node are behind their NIC's PCIe switch.
 
     src/graph/tuning.cc: typeInter <= PATH_PXB, from Hopper on PATH_PXN, which relays over NVLink and always does.
     """
-    return t.network.ll128 and (t.gpus_per_switch is None or shape.spacing < t.gpus_per_switch)
+    return t.network.ll128 and not _crosses(t, shape)
 
 
 def _nic_latency(t: NodeType) -> float:

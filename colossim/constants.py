@@ -61,7 +61,7 @@ def touches(constant: Constant, scenario: Scenario) -> bool:
 def _names(scenario: Scenario, kind: str) -> set[str]:
     if kind == "software":
         return {scenario.job.software.name}
-    return {group.type.gpu.name for group in scenario.cluster.nodes}
+    return {group.type.name if kind == "nodes" else group.type.gpu.name for group in scenario.cluster.nodes}
 
 
 def value_of(constant: Constant, *, calibrated: bool = True) -> float:
@@ -89,8 +89,9 @@ def _changed(scenario: Scenario, constant: Constant, path: Sequence[str], value:
     groups = []
     for group in scenario.cluster.nodes:
         node = group.type
-        if constant.entry in catalog.lineage(constant.kind, node.gpu.name):
-            node = node.model_copy(update={"gpu": _with(node.gpu, path, value)})
+        name = node.name if constant.kind == "nodes" else node.gpu.name
+        if constant.entry in catalog.lineage(constant.kind, name):
+            node = _with(node, path if constant.kind == "nodes" else ("gpu", *path), value)
         groups.append(group.model_copy(update={"type": node}))
     cluster = scenario.cluster.model_copy(update={"nodes": tuple(groups)})
     return scenario.model_copy(update={"cluster": cluster})

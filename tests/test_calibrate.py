@@ -40,10 +40,21 @@ def test_a_constant_is_its_entrys_and_of_those_based_on_it():
     assert value_of(MEMORY) == small().cluster.nodes[0].type.gpu.memory_efficiency
 
 
+def test_a_constant_of_a_node_type():
+    """It is the type's and of those based on it, not of what these are based on."""
+    crossing = Constant("nodes", "a100-4x200", ("network.crossing",), 0.1, 1.0, 0.5)
+    scenario = small("cluster.nodes.0.type=a100-4x200")
+    assert touches(crossing, scenario)
+    assert not touches(crossing, small("cluster.nodes.0.type=dgx-a100"))
+    changed = with_values(scenario, {crossing: 0.5})
+    assert changed.cluster.nodes[0].type.network.crossing == 0.5
+    assert changed.cluster.nodes[0].type.gpu == scenario.cluster.nodes[0].type.gpu
+
+
 def test_the_constants_that_ship_are_few_and_hold_their_entries():
-    """At most 8 a GPU and 5 a stack, each within its bounds before and after the fit."""
+    """At most 8 a GPU, one a node type and 5 a stack, each within its bounds before and after the fit."""
     constants = shipped_constants()
-    for kind, most in (("gpus", 8), ("software", 5)):
+    for kind, most in (("gpus", 8), ("nodes", 1), ("software", 5)):
         for entry in {c.entry for c in constants if c.kind == kind}:
             assert sum(c.entry == entry for c in constants) <= most
     for constant in constants:

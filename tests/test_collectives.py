@@ -334,6 +334,24 @@ def test_ll128_needs_both_ends_of_a_ring_behind_their_nics_switch():
     assert node_type("hgx-h100").gpus_per_switch is None
 
 
+def test_a_ring_that_crosses_a_node_from_switch_to_switch():
+    """S = 1e9 B over NICs of 1 B/s. Two GPUs a node: 2(n-1)/n S/q on each of q = 2 NICs, n = 8: 7/8 S. At a quarter of the rate
+    if they are behind two switches, not if they are behind one, have a node each, or have relays (no `gpus_per_switch`)."""
+    curve = toy().network.model_copy(update={"crossing": 0.25})
+    size = 1e9  # latency of a few seconds doesn't count
+
+    def crossing(local, per_switch):
+        node = toy(network=curve, gpus_per_switch=per_switch)
+        library = Library((node,), node.nic, frozenset({"ring"}), "ring", "simple")
+        members = np.array([8 * n + i for n in range(4) for i in local])
+        return Alone(machines(node, 4), members, library).seconds("all_reduce", size)[0]
+
+    assert crossing((0, 2), 2) == pytest.approx(4 * 7 / 8 * size, rel=1e-6)
+    assert crossing((0, 1), 2) == pytest.approx(7 / 8 * size, rel=1e-6)
+    assert crossing((0, 2), None) == pytest.approx(7 / 8 * size, rel=1e-6)
+    assert crossing((5,), 2) == pytest.approx(1.5 * size, rel=1e-6)
+
+
 # -- nccl-tests' conventions -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("n", [2, 8, 1000])
 def test_bus_bandwidth_over_algorithm_bandwidth(n):

@@ -73,9 +73,14 @@ class NvlsCurve(Facts):
 
 
 class NetworkCurve(Facts):
-    """Collectives over the network: base + steps x hop + bytes/(efficiency x NIC) (1 + (half_size q/8 / S)^exponent)."""
+    """Collectives over the network: base + steps x hop + bytes/(efficiency x crossing x NIC) (1 + (half_size q/8 / S)^exponent)."""
 
     efficiency: SomeShare = Field(description="share of the NIC's rate that a collective's edge sustains")
+    crossing: SomeShare = Field(
+        default="100 %",
+        validate_default=True,
+        description="share of that where a ring leaves a node behind another PCIe switch than it came in (`gpus_per_switch`)",
+    )
     base: Seconds = Field(description="s, once a collective")
     hop: Seconds = Field(description="s of one step over the network in protocol Simple, before switches")
     half_size: Size = Field(
