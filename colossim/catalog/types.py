@@ -73,7 +73,7 @@ class NvlsCurve(Facts):
 
 
 class NetworkCurve(Facts):
-    """Collectives over the network: base + steps x hop + bytes/rate (1 + (half_size q/8 / S)^exponent); rate: efficiency x NIC."""
+    """Collectives over the network: base + steps x hop + bytes/(rate x NIC) (1 + (half_size q/8 / S)^exponent)."""
 
     efficiency: SomeShare = Field(description="share of the NIC's rate that a collective's edge sustains")
     crossing: SomeShare = Field(
