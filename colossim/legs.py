@@ -47,8 +47,9 @@ OUTSIDE = 2
 class Part:
     """A stretch of a segment. channel: `KERNEL`, `WAIT` or a collective's. bytes: on an edge.
 
-    shown: part of them that overlap doesn't hide.  began, moving: s at which its bytes begin to move, counted from the
-    stretch's own beginning, and for how long; as long as the stretch when absent.
+    shown: of a collective's own time, what overlap doesn't hide.  began, moving: s at which its bytes begin to move, counted
+    from the stretch's own beginning, and for how long; as long as the stretch when absent.  hidden: the same of the bytes that
+    overlap hides, in the time of kernels beside them.
     """
 
     seconds: float
@@ -58,11 +59,17 @@ class Part:
     shown: float = 1.0
     began: float = 0.0
     moving: float | None = None
+    hidden: tuple[float, float] | None = None
 
     @property
-    def lasting(self) -> float:
-        """s for which its bytes move."""
-        return self.seconds if self.moving is None else self.moving
+    def flows(self) -> list[tuple[float, float, float]]:
+        """When its bytes move: (s from the stretch's beginning, s, bytes an edge)."""
+        lasting = self.seconds if self.moving is None else self.moving
+        size = self.bytes * min(self.shown, 1.0)
+        found = [(self.began, lasting, size)]
+        if self.hidden is not None and size < self.bytes:
+            found.append((*self.hidden, self.bytes - size))
+        return [flow for flow in found if flow[1] > 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +89,11 @@ class Segment:
         offsets = np.cumsum([0.0, *[part.seconds for part in parts]])
         traffic = {}
         for channel in sorted({part.channel for part in parts if part.channel >= 0}):
-            at = [i for i, part in enumerate(parts) if part.channel == channel]
-            began = offsets[at] + np.array([parts[i].began for i in at])
-            seconds = np.array([parts[i].lasting for i in at])
-            # What is hidden moves beside kernels at other times; here is what moves in these seconds.
-            size = np.array([parts[i].bytes * parts[i].shown for i in at])
+            ours = [
+                (offset, part) for offset, part in zip(offsets.tolist(), parts, strict=False) if part.channel == channel
+            ]
+            flows = [(offset + began, *rest) for offset, part in ours for began, *rest in part.flows]
+            began, seconds, size = np.array(flows, dtype=np.float64).reshape(-1, 3).T
             traffic[channel] = (began, seconds, size)
         return Segment(
             parts=tuple(parts),

@@ -20,6 +20,7 @@ from colossim.footprint import Shape
 from colossim.legs import (
     CATEGORY,
     DIRECTION,
+    KERNEL,
     OUTSIDE,
     SLOWING,
     WAIT,
@@ -207,7 +208,8 @@ class Compiler:
                     close()
                 if free:
                     seconds = exposed * _isolated(t, group, lambda link: self.quotient.links[link].capacity)
-                    parts.append(Part(seconds, category, channel, t.bytes, exposed))
+                    hidden = self._hidden(op, seconds, parts, whole[at + 1 : at + 2], rank)
+                    parts.append(Part(seconds, category, channel, t.bytes, exposed, hidden=hidden))
                     meeting = channel if several else meeting
                 else:
                     close()
@@ -228,6 +230,20 @@ class Compiler:
                 self._asynchronous(op, rank, steps, in_flight)
         close()
         return tuple(steps), frozenset(in_flight.items())
+
+    def _hidden(
+        self, op: Collective, seconds: float, before: list[Part], after: tuple[Op | _Host, ...], rank: RankClass
+    ) -> tuple[float, float] | None:
+        """When what products hide of a collective moves, from its shown part's beginning; None if no kernels are beside it.
+
+        Evenly: a gather beside the kernels behind it, a reduction beside those before it.
+        """
+        if op.beside is None:
+            return None
+        if op.operation != "all_gather":
+            last = before[-1] if before else None
+            return (-last.seconds, last.seconds) if last is not None and last.channel == KERNEL else None
+        return (seconds, self._kernel(after[0], rank)[0]) if after and isinstance(after[0], Compute) else None
 
     def _beside(self, ops: Sequence[Op | _Host], rank: RankClass, in_flight: dict[str, int]) -> list[Part] | None:
         """Kernels beside one transfer that nobody disturbs, from its post to the wait for it; None for anything else.

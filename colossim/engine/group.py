@@ -151,11 +151,12 @@ class Group(Carrier):
         self.communicator.turn()
 
     def book(self, part: Part, begin: float) -> None:
-        """Counts the bytes on an edge that a part of a segment moved; what overlap hides of it is in no instant's rate."""
+        """Counts the bytes on an edge that a part of a segment moved."""
         self.bytes += part.bytes
-        if self.log is not None and part.lasting > 0:
-            start = begin + part.began
-            self.log.append((start, start + part.lasting, part.bytes * part.shown / part.lasting))
+        if self.log is not None:
+            self.log += [
+                (begin + began, begin + began + lasting, size / lasting) for began, lasting, size in part.flows
+            ]
 
     def forget(self) -> None:
         """The step is over, and what it was has been told."""
