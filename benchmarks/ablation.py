@@ -54,6 +54,19 @@ def gpu(changed: Callable[[Gpu], dict[str, Any]]) -> Change:
     return change
 
 
+def nodes(**changes: Any) -> Change:
+    """Other facts of the network of all nodes."""
+
+    def change(scenario: Scenario) -> Scenario:
+        groups = []
+        for group in scenario.cluster.nodes:
+            network = group.type.network.model_copy(update=changes)
+            groups.append(group.model_copy(update={"type": group.type.model_copy(update={"network": network})}))
+        return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": tuple(groups)})})
+
+    return change
+
+
 def curves(**changes: float) -> Change:
     """Other facts of all products."""
     return gpu(lambda own: {"gemm": {name: curve.model_copy(update=changes) for name, curve in own.gemm.items()}})
@@ -95,6 +108,12 @@ MECHANISMS: dict[str, Change] = {
     "what overlap leaves of tensor collectives": software(tensor_overlap=TensorOverlap(share=1.0)),
     "overlap of tensor collectives": software(tensor_overlap=TensorOverlap()),
     "cross entropy": software(loss_bytes_per_logit=0.0),
+    "rows off 16 bytes": curves(unaligned=1.0),
+    "rings that cross a node": nodes(crossing=1.0),
+    "gradients aligned over stages": software(gradients_aligned=False),
+    "clearing, checking, scaling gradients": software(gradient_passes=()),
+    "maxima of fp8 over all replicas": software(amax_reduction="tensor"),
+    "whole weights a rank": software(parameter_gather="all-gather"),
     "boundaries scattered": software(boundary="full"),
 }
 
