@@ -16,6 +16,7 @@ import numpy as np
 
 from colossim.capacity import check_memory, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, build_cluster
+from colossim.cluster.variation import with_slowest
 from colossim.collective import Library
 from colossim.engine.chunked_step import (
     Chunking,
@@ -95,6 +96,7 @@ def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
 def lay_onto(scenario: Scenario, plan: Plan, cluster: Cluster, *, must_fit: bool = True) -> LaidOut:
     """Lays the job onto the first GPUs of the cluster. Raises ScenarioError and, if it must fit, DoesNotFit."""
     job = scenario.job
+    cluster = with_slowest(cluster, plan.world)
     shares = equal_shares(plan, job, cluster)
     if must_fit and job.balance == "equal":
         check_memory(scenario, plan, cluster, shares)

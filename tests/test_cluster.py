@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from colossim import catalog
 from colossim.cluster import LINK_KINDS, NIC_IN, NIC_OUT, NVLINK_OUT, build_cluster
+from colossim.cluster.variation import expected_maximum, with_slowest
 from colossim.errors import ScenarioError, SimulationError
 from colossim.scenario.schema import ClusterSpec
 
@@ -211,3 +215,27 @@ def test_catalogue_clusters_build():
     for fabric in catalog.names("fabrics"):
         node = "dgx-a100" if fabric == "selene-hdr" else "hgx-h100"
         assert cluster(nodes=40, node=node, fabric=fabric).nodes == 40
+
+
+# -- GPUs that differ ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 64, 1024, 98_304])
+def test_the_slowest_of_many(n):
+    """E[max of n] = the integral of x n phi(x) Phi(x)^(n-1), within 0.03; of two it is 1/sqrt(pi)."""
+    x = np.linspace(-8, 8, 200_001)
+    cdf = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    exact = float(np.trapezoid(x * n * density * cdf ** (n - 1), x))
+    assert expected_maximum(n) == pytest.approx(exact, abs=0.03)
+    if n == 2:
+        assert exact == pytest.approx(1 / math.sqrt(math.pi))
+
+
+def test_a_job_has_its_slowest_gpus_of_each_type():
+    """12 ranks on a node of H100 and half a node of H200: E[max of 8] and of 4. One GPU, a type that doesn't vary: the mean."""
+    machines = cluster(groups=({"type": "hgx-h100", "count": 1}, {"type": "hgx-h200", "count": 1}))
+    spreads = [t.gpu.spread for t in machines.node_types]
+    paces = [t.gpu.pace for t in with_slowest(machines, 12).node_types]
+    assert paces == pytest.approx([1 - spreads[0] * expected_maximum(8), 1 - spreads[1] * expected_maximum(4)])
+    assert [t.gpu.pace for t in with_slowest(machines, 1).node_types] == [1.0, 1.0]
+    even = tuple(t.model_copy(update={"gpu": t.gpu.model_copy(update={"spread": 0.0})}) for t in machines.node_types)
+    assert with_slowest(replace(machines, node_types=even), 12).node_types == even

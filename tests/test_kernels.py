@@ -66,6 +66,15 @@ def test_product_beside_a_transfers_kernel(toy):
     assert kernel_time(Gemm(20, 30, 90, spared=32), two, "bf16") == kernel_time(Gemm(20, 30, 90, spared=1), two, "bf16")
 
 
+def test_a_slow_gpu(toy):
+    """Arithmetic goes with the clock, of products and of attention; streams don't."""
+    slow = toy.model_copy(update={"name": "slow", "pace": 0.8})
+    for kernel in (Gemm(20, 30, 90), Flash("flash-2", 2, 2, 128, 128, 64, True)):
+        assert kernel_time(kernel, slow, "bf16") - 1 == pytest.approx((kernel_time(kernel, toy, "bf16") - 1) / 0.8)
+    assert kernel_time(Stream(50.0), slow, "bf16") == kernel_time(Stream(50.0), toy, "bf16")
+    assert kernel_time(Scores(800.0, 50.0), slow, "bf16") == pytest.approx(10 / 0.8 + 10 + 1)
+
+
 def test_waves_beside_a_transfers_kernel(toy):
     """Nine tiles of 128 x 256 on eight of nine SMs: two waves, 9/16 full, instead of one full one."""
     curve = toy.gemm["bf16"].model_copy(update={"area": 0.0, "waves": 1.0, "benchmark": 0.5})

@@ -15,6 +15,7 @@ from colossim.catalog.quantities import (
     Rate,
     Ratio,
     Seconds,
+    Share,
     SomeShare,
     SomeSize,
     SomeWatts,
@@ -98,6 +99,14 @@ class Gpu(Entry):
         default="2 us", validate_default=True, description="s that each kernel costs beside its work"
     )
     nvlink: Rate = Field(description="bytes/s of NVLink, one direction")
+    pace: SomeShare = Field(
+        default="100 %", validate_default=True, description="clock under load over the type's mean: less for a slow GPU"
+    )
+    spread: Share = Field(
+        default="0 %",
+        validate_default=True,
+        description="standard deviation of clocks under load among GPUs of the type; a step waits for the job's slowest",
+    )
     tdp: Watts = Field(description="W, the part's design power, at which its curves hold")
     power_limit: SomeWatts | None = Field(default=None, description="W that the GPU is limited to; its TDP when absent")
     idle: Watts = Field(description="W when idle")

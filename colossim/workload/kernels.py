@@ -115,7 +115,7 @@ def ceiling(curve: GemmCurve, gpu: Gpu, spared: int = 0) -> float:
     spared: SMs that they leave to others. The rest has the power of all: f ~ P^(1/3) on each (`Gpu.clock`).
     """
     part = _left(gpu, spared) / gpu.sms
-    share: float = part * min(curve.sustained * gpu.clock / part ** (1 / 3), curve.benchmark or 1.0)
+    share: float = gpu.pace * part * min(curve.sustained * gpu.clock / part ** (1 / 3), curve.benchmark or 1.0)
     return share
 
 
@@ -177,12 +177,12 @@ def _time(kernel: Kernel, gpu: _Key, precision: str) -> float:
     if isinstance(kernel, Stream):
         return kernel.bytes / memory + facts.kernel_overhead
     if isinstance(kernel, Scores):
-        arithmetic = kernel.flops / (facts.unfused_attention * facts.clock * facts.peak[sixteen])  # type: ignore[index]
+        arithmetic = kernel.flops / (facts.unfused_attention * facts.clock * facts.pace * facts.peak[sixteen])  # type: ignore[index]
         return arithmetic + kernel.bytes / memory + facts.kernel_overhead
     if isinstance(kernel, Flash):
         curve = facts.gemm[sixteen]  # type: ignore[index]
         # Attention was measured in short benchmarks: a step's clock is lower by as much as its products' is.
-        held = ceiling(curve, facts) / curve.benchmark if curve.benchmark else facts.clock
+        held = ceiling(curve, facts) / curve.benchmark if curve.benchmark else facts.clock * facts.pace
         arithmetic = kernel.flops / (flash_share(kernel, facts) * held * facts.peak[sixteen])  # type: ignore[index]
         return max(arithmetic, kernel.bytes / memory) + facts.kernel_overhead
     used = sixteen if kernel.half else precision
