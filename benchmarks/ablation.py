@@ -115,6 +115,7 @@ MECHANISMS: dict[str, Change] = {
     "maxima of fp8 over all replicas": software(amax_reduction="tensor"),
     "whole weights a rank": software(parameter_gather="all-gather"),
     "boundaries scattered": software(boundary="full"),
+    "GPUs whose clocks differ": gpu(lambda own: {"spread": 0.0}),
 }
 
 
