@@ -25,10 +25,13 @@ def play_all(
     force: bool = False,
     plots: bool = True,
     progress: Progress | None = None,
+    replicas: int = 1,
+    workers: int = 1,
 ) -> list[Row]:
     """Plays each variant. One of several that cannot be played is a row that says why; a single one raises.
 
-    out: folder for files; several variants write into folders of their own below it. Raises ScenarioError if a folder
+    out: folder for files; several variants write into folders of their own below it.  replicas, workers: of a campaign's
+    seeds. Raises ScenarioError if a folder
     can't be used (before anything is played), SimulationError if the only variant can't be played.
     """
     several = len(variants) > 1
@@ -54,7 +57,7 @@ def play_all(
                     write_summary(fabric, folder)
                 continue
             try:
-                result = simulate(variant.scenario, tell)
+                result = simulate(variant.scenario, tell, replicas=replicas, workers=workers)
             except SimulationError as error:
                 if not several:
                     raise

@@ -13,9 +13,8 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from colossim import catalog
 from colossim.constants import Constant, shipped_constants, touches, value_of, with_values
 from colossim.errors import Problem, ScenarioError
+from colossim.processes import processes
 from colossim.scenario.schema import Measured, Scenario
 from colossim.simulation import simulate
 from colossim.validation import Run, published
@@ -345,7 +345,7 @@ def fit_sources(
     try:
         if workers == 1:
             return fit(rows, constants, progress=progress, calibrated=bool(sources))
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with processes(workers) as pool:
             return fit(rows, constants, pool=pool, progress=progress, calibrated=bool(sources))
     except ValueError as error:
         raise ScenarioError([Problem("", str(error))]) from None

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from colossim.cluster import Cluster
 from colossim.errors import DoesNotFit
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec, Scenario
+from colossim.scenario.schema import Scenario
 from colossim.shares import Shares
 from colossim.traffic import stage_of_ranks
 from colossim.units import format_size

@@ -144,6 +144,10 @@ commands.add_command(calibrate)
 @click.option("--force", is_flag=True, help="Replace the files of another run in --out.")
 @JSON
 @click.option("--no-plots", is_flag=True, help="Draw nothing.")
+@click.option(
+    "--replicas", type=click.IntRange(1), default=1, metavar="N", help="Seeds of a campaign; mean and 90 % are told."
+)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes for them; all cores when absent.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(
     scenario: str,
@@ -153,6 +157,8 @@ def run(
     force: bool,
     as_json: bool,
     no_plots: bool,
+    replicas: int,
+    workers: int | None,
     quiet: bool,
 ) -> int:
     """Plays SCENARIO (a file, or the name of one that ships) and shows the result."""
@@ -164,7 +170,15 @@ def run(
     if variants[0].scenario.jobs:
         return _run_jobs(variants, out, force, as_json, quiet)
     with progress(quiet) as tell:
-        rows = play_all(variants, out=out, force=force, plots=not no_plots, progress=tell)
+        rows = play_all(
+            variants,
+            out=out,
+            force=force,
+            plots=not no_plots,
+            progress=tell,
+            replicas=replicas,
+            workers=workers or os.cpu_count() or 1,
+        )
     only = rows[0].played if len(rows) == 1 else None
     if as_json and only is not None:
         click.echo(only.to_json())

@@ -15,7 +15,8 @@ from colossim.jobs import stand
 from colossim.mix import silent_shares, told_shares
 from colossim.result.summary import said_share
 from colossim.scenario.derive import Plan, advice, no_effects
-from colossim.scenario.schema import JobSpec, Scenario, TrafficSpec
+from colossim.scenario.job import JobSpec
+from colossim.scenario.schema import Scenario, TrafficSpec
 from colossim.shares import Shares
 from colossim.simulation import LaidOut, lay_out
 from colossim.traffic import Traffic, describe

@@ -8,7 +8,7 @@ import numpy as np
 
 from colossim.cluster import Cluster
 from colossim.engine.record import CATEGORIES, StepRecord
-from colossim.scenario.schema import JobSpec
+from colossim.scenario.job import JobSpec
 from colossim.shares import Shares
 from colossim.workload.program import Compute, StageProgram, kernel_pricer
 

@@ -18,8 +18,8 @@ from colossim.errors import Problem, ScenarioError
 from colossim.legs import Alone, Blocking, Leg, Meeting, Slowed
 from colossim.partition import refine
 from colossim.quotient import quotient
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec
 from colossim.segments import Compiler
 from colossim.traffic import Traffic, along
 from colossim.workload.program import StageProgram, kernel_pricer

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from colossim.campaign import is_campaign, mtbf_of, play_replicas, setting_of
 from colossim.capacity import check_memory, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, build_cluster
 from colossim.cluster.variation import with_slowest
@@ -33,6 +34,7 @@ from colossim.fold import fold
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
+from colossim.result.campaign import build_campaign
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, advice, derive, no_effects
@@ -178,11 +180,19 @@ def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
 
 
 @no_collections()
-def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Result:
-    """Plays one training step of the scenario and says how long it takes, and why.
+def simulate(
+    scenario: Scenario,
+    progress: Progress | None = None,
+    *,
+    must_fit: bool = True,
+    replicas: int = 1,
+    workers: int = 1,
+) -> Result:
+    """Plays one training step of the scenario and says how long it takes, and why; and weeks of them, if it asks for these.
 
     progress: called with what is being done and the share of it that is done.  must_fit: whether a job that its GPUs can't
-    hold is refused; a run that was published did fit, whatever the model says.
+    hold is refused; a run that was published did fit, whatever the model says.  replicas: seeds of a campaign, from the
+    scenario's on, in so many processes (`workers`; a script that asks for several needs `if __name__ == "__main__":`).
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
     """
@@ -201,7 +211,19 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, must_fit: 
             ramp = play_ramp(setup, progress)
     except (FloatingPointError, OverflowError):
         raise SimulationError("a quantity of the scenario is too large or too small to reckon with") from None
-    return result_of(setup, record, ready - began, done - ready, ramp)
+    result = result_of(setup, record, ready - began, done - ready, ramp)
+    if not is_campaign(scenario):
+        return result
+
+    def step_time(other: Scenario) -> float:
+        _tell(progress, "playing a step of a damaged cluster", 0.9)
+        return play_step(prepare(other, must_fit=must_fit)).step_time
+
+    _tell(progress, "playing the campaign", 0.9)
+    laid = setup.laid
+    setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
+    logs = play_replicas(setting, replicas, workers)
+    return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.sources), result.tokens_per_step))
 
 
 def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int, int, float]]:

@@ -7,8 +7,9 @@ import numpy as np
 from colossim.cluster import Cluster
 from colossim.cluster.placement import Wish, place
 from colossim.collective import Library
+from colossim.scenario.job import JobSpec, NamedJob
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec, NamedJob, Scenario
+from colossim.scenario.schema import Scenario
 from colossim.traffic import STORAGE_TIERS
 
 

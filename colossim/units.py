@@ -172,11 +172,12 @@ def format_time(value: float) -> str:
     """Seconds as `20.7 s`, `312 us`, `83.1 d`."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g} s"
-    value = _rounded(value)
+    rounded = _rounded(value)
     for limit, unit, scale in ((1e-6, "ns", 1e9), (1e-3, "us", 1e6), (1.0, "ms", 1e3), (180.0, "s", 1.0)):
-        if abs(value) < limit:
-            return f"{_digits(value * scale)} {unit}"
+        if abs(rounded) < limit:
+            return f"{_digits(rounded * scale)} {unit}"
+    # Three digits of seconds aren't three of days.
     for limit, unit, scale in ((7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
-        if abs(value) < limit:
+        if abs(rounded) < limit:
             return f"{_digits(value / scale)} {unit}"
     return f"{_digits(value / 86400.0)} d"

@@ -7,19 +7,17 @@ listed.
 
 from __future__ import annotations
 
-import signal
 import statistics
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from itertools import accumulate
-from multiprocessing import active_children, get_context
 from typing import Any
 
 from colossim import yaml12
 from colossim.catalog import SCORES
-from colossim.errors import Problem, ScenarioError, SimulationError
+from colossim.errors import Problem, ScenarioError
+from colossim.processes import processes
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import read
 from colossim.scenario.schema import Measured, Scenario
@@ -125,22 +123,12 @@ def _predictions(runs: Sequence[Run], workers: int, progress: Progress | None) -
         return list(found.values())
     # The longest first, so that no worker ends with one of them alone; the order of the answers is that of the runs.
     longest = sorted(range(len(runs)), key=lambda i: -_passes(runs[i].scenario))
-    others = set(active_children())
-    # Interrupted, a worker dies without words.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL))
-    try:
+    with processes(workers) as pool:
         futures = {pool.submit(predict, runs[i].scenario): i for i in longest}
         for future in as_completed(futures):
             i = futures[future]
             found[i] = future.result()
             tell(runs[i], len(found))
-    except BrokenProcessPool:
-        raise SimulationError("a process that predicts was killed: fewer --workers need less memory") from None
-    finally:
-        if len(found) < len(runs):
-            for worker in set(active_children()) - others:
-                worker.terminate()
-        pool.shutdown(cancel_futures=True)
     return [found[i] for i in range(len(runs))]
 
 

@@ -13,8 +13,9 @@ from colossim.errors import TooManyClasses
 from colossim.fold import fold
 from colossim.partition import identity, refine
 from colossim.quotient import quotient
+from colossim.scenario.job import JobSpec
 from colossim.scenario.reader import load_scenario
-from colossim.scenario.schema import ClusterSpec, JobSpec, RunSpec, Scenario
+from colossim.scenario.schema import ClusterSpec, RunSpec, Scenario
 from colossim.simulation import compile_setup, lay_out, play_step
 
 CASES = 240

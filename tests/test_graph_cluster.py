@@ -17,8 +17,9 @@ from colossim.cluster.examples import dragonfly_plus, multi_plane
 from colossim.errors import TooManyClasses
 from colossim.fold import fold
 from colossim.partition import refine
+from colossim.scenario.job import JobSpec
 from colossim.scenario.reader import load_scenario
-from colossim.scenario.schema import ClusterSpec, JobSpec, RunSpec, Scenario
+from colossim.scenario.schema import ClusterSpec, RunSpec, Scenario
 from colossim.simulation import compile_setup, lay_out, play_step, simulate
 
 DENSE = {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 4, "ffn": 2048, "vocabulary": 1024}

@@ -15,9 +15,9 @@ import colossim
 ROOT = Path(colossim.__file__).parent
 #: Floor of each room, by its first name below the package.
 FLOORS = {
-    "units": 0, "errors": 0, "yaml12": 0, "shipped": 0,
+    "units": 0, "errors": 0, "yaml12": 0, "shipped": 0, "processes": 0,
     "catalog": 1, "scenario": 1,
-    "cluster": 2, "workload": 2, "maxmin": 2,
+    "cluster": 2, "workload": 2, "maxmin": 2, "reliability": 2,
     "footprint": 3, "flows": 3, "patterns": 3, "dispatch": 3, "trees": 3, "writes": 3, "nccl": 3, "traffic": 3,
     "partition": 3, "quotient": 3, "fold": 3,
     "collective": 3, "legs": 3, "segments": 3, "messages": 3, "chunks": 3,
@@ -25,7 +25,7 @@ FLOORS = {
     "result": 5, "plot": 5,
     "shares": 6, "mix": 6, "site": 6, "capacity": 6,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
-    "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6,
+    "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6, "campaign": 6,
     "words": 7, "cli_collectives": 7, "cli_calibrate": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
@@ -34,14 +34,14 @@ FLOOR_3 = (
     "nccl", "trees", "writes", "dispatch", "patterns", "footprint",
 )  # fmt: skip
 STAIRS = [
-    *[("yaml12", "errors"), ("shipped", "errors"), ("scenario", "catalog")],
+    *[("yaml12", "errors"), ("shipped", "errors"), ("processes", "errors"), ("scenario", "catalog")],
     *combinations(FLOOR_3, 2),
     *[
         ("result", "plot"),
         ("validation", "simulation"),
         ("mix", "shares"),
         ("capacity", "shares"),
-        *[("simulation", below) for below in ("capacity", "mix", "shares", "site")],
+        *[("simulation", below) for below in ("campaign", "capacity", "mix", "shares", "site")],
         ("jobs", "site"),
         *[("explain", below) for below in ("capacity", "mix", "shares")],
         ("calibrate", "constants"),

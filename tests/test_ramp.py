@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from colossim.errors import ScenarioError
 from colossim.result.ramp import cost_of_ramp, time_to_train
+from colossim.scenario.job import BatchRamp
 from colossim.scenario.ramp import stretches
 from colossim.scenario.reader import load_scenario
-from colossim.scenario.schema import BatchRamp
 from colossim.simulation import simulate
 
 #: Replicas of two stages: every batch of 32 sequences has a whole number of rounds.

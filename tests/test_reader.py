@@ -32,6 +32,10 @@ run:
 """
 
 
+FAULTY = "faults: {gpu: {mtbf: 79230 h}}\n"
+OFTEN = f"{FAULTY}checkpoint: {{interval: "
+
+
 @pytest.fixture
 def write(tmp_path):
     """Writes a scenario: GOOD with one text replaced by another, or the other appended."""
@@ -139,15 +143,49 @@ BAD = [
     ("tensor: 2", "tensor: .inf", "11:13", "job.parallelism.tensor", "whole number"),
     ("run:", "  tokens: .nan\nrun:", "14:11", "job.tokens", "finite"),
     # what isn't there yet
+    ("", "jitter: {kernel: 1.5 %}\n", "16:1", "jitter", "isn't available yet: it comes with stragglers"),
+    # campaigns
+    ("", "faults: {gpu: {mtbf: 79230 h}}\n", "16:9", "faults", "say `checkpoint: {interval, write, restart}`, too"),
+    ("", "faults: {gpu: {mtbf: 7 h, effect: slow, mtfb: 3 h}}\n", "16:41", "faults.gpu.mtfb", "did you mean `mtbf`?"),
+    ("", "faults: {gpu: {mtbf: 79230}}\n", "16:22", "faults.gpu.mtbf", "no unit"),
+    ("", "faults: {pump: {mtbf: 7 h, effect: slow}}\n", "16:16", "faults.pump", "say `per` (gpu, node, leaf or job)"),
+    ("", "faults: {}\n", "16:9", "faults", "has no class of faults"),
     (
         "",
-        "faults: {gpu: {mtbf: 79230 h}}\n",
-        "16:1",
-        "faults",
-        "isn't available yet: it comes with campaigns",
+        f"{FAULTY}checkpoint: {{interval: 9 s, write: 9 s, restart: 1 s}}\n",
+        "17:36",
+        "checkpoint.write",
+        "no shorter",
     ),
-    ("", "jitter: {kernel: 1.5 %}\n", "16:1", "jitter", "isn't available yet"),
-    ("steps: 3", "duration: 54 d", "15:3", "run.duration", "isn't available yet"),
+    (
+        "",
+        f"{FAULTY}checkpoint: {{interval: often, write: 9 s, restart: 1 s}}\n",
+        "17:24",
+        "checkpoint.interval",
+        "or `optimal`",
+    ),
+    (
+        "",
+        f"{FAULTY}checkpoint: {{interval: optimal, write: 0 s, restart: 1 s}}\n",
+        "17:24",
+        "checkpoint.interval",
+        "say how long",
+    ),
+    (
+        "",
+        f"{FAULTY}checkpoint: {{interval: 9 s, write: 1 s, restart: 1 s, durable: 5 s}}\n",
+        "17:64",
+        "checkpoint.durable",
+        "leave it",
+    ),
+    (
+        "",
+        f"{FAULTY}checkpoint: {{interval: 9 s, write: 1 s, restart: 1 s, asynchronous: true, durable: 11 s}}\n",
+        "17:84",
+        "checkpoint.durable",
+        "would find it unfinished",
+    ),
+    ("", "spares: 999\n", "16:9", "spares", "the job leaves 0 of"),
     # rules between fields
     (
         "tensor: 2",
@@ -303,7 +341,10 @@ def test_rules_are_silent_beside_fields_that_they_read(write):
         ("=3", "--set `=3`: write it as path=value"),
         ("run.steps=[", "--set run.steps: is not YAML here"),
         ("run.seed=", "--set run.seed: has no value"),
-        ("spares=4", "--set spares: isn't available yet"),
+        ("faults.gpu.mtbf=3", "--set faults.gpu.mtbf: `3` has no unit"),
+        ("faults.gpu.mtbf.x=3", "--set faults.gpu.mtbf.x: `faults.gpu.mtbf` is a value"),
+        ("faults.gpu.mtfb=3 h", "--set faults.gpu.mtfb: no field `faults.gpu.mtfb`: did you mean `mtbf`?"),
+        ("jitter=4", "--set jitter: isn't available yet"),
         ("cluster.fabric.link=400", "--set cluster.fabric.link: `400` has no unit"),
     ],
 )

@@ -17,8 +17,9 @@ from colossim.explain import explain
 from colossim.jobs import simulate_jobs
 from colossim.partition import refine
 from colossim.quotient import quotient
+from colossim.scenario.job import JobSpec
 from colossim.scenario.reader import load_scenario
-from colossim.scenario.schema import ClusterSpec, JobSpec
+from colossim.scenario.schema import ClusterSpec
 from colossim.simulation import compile_setup, lay_out, play_step, simulate
 from colossim.workload.replicas import apportion
 

@@ -1,7 +1,7 @@
 """The catalogue: YAML facts, each with a source and a date, one file an entry.
 
 A user's own entries come from the file that a scenario names with `catalog:`, a mapping of the same kinds:
-`{gpus: {NAME: {...}}, nodes: {...}, fabrics: {...}, models: {...}, software: {...}}`.
+`{gpus: {NAME: {...}}, nodes: {...}, fabrics: {...}, models: {...}, software: {...}, faults: {...}}`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from colossim import yaml12
 from colossim.catalog.facts import Entry
+from colossim.catalog.faults import FaultProfile
 from colossim.catalog.gpu import Gpu
 from colossim.catalog.types import Fabric, Model, NodeType, Software
 from colossim.errors import Problem, ScenarioError
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Entry]] = {
     "fabrics": Fabric,
     "models": Model,
     "software": Software,
+    "faults": FaultProfile,
 }
 #: Fields of entries that hold an entry themselves.
 _HOLDING = frozenset({"gpu"})

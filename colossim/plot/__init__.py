@@ -6,6 +6,7 @@ matplotlib is imported when a plot is drawn, through its object interface: no gl
 from __future__ import annotations
 
 from colossim.plot.breakdown import breakdown
+from colossim.plot.campaign import goodput, interval, lost_time
 from colossim.plot.canvas import save
 from colossim.plot.collectives import collectives
 from colossim.plot.pipeline import pipeline_fill
@@ -19,7 +20,10 @@ __all__ = [
     "breakdown",
     "collectives",
     "errors",
+    "goodput",
+    "interval",
     "link_throughput",
+    "lost_time",
     "pipeline_fill",
     "predicted",
     "published",

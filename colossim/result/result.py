@@ -6,13 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from colossim import __version__
 from colossim.engine.record import CATEGORIES, LinkUse, StepRecord
 from colossim.errors import SimulationError
 from colossim.flows import Pinned
+from colossim.result.campaign import Campaign
 from colossim.result.confidence import error_band
 from colossim.result.power import power_of
 from colossim.result.ramp import Sizes, cost_of_ramp, time_to_train
@@ -34,7 +35,7 @@ class Result:
     of several node types costs itself. collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind
     that a step runs. routing: what it does to flows (`result.routing`). error_band: how far published runs like it are
     predicted off (`result.confidence`). notes: keys of the scenario that changed nothing. record: the played step, for
-    plots.
+    plots.  goodput, ettr, interruptions, campaign: of weeks of training (`result.campaign`), where these were asked for.
     """
 
     scenario: str
@@ -80,12 +81,28 @@ class Result:
     aligned: bool
     steps: tuple[dict[str, float], ...] = field(repr=False)
     record: StepRecord = field(repr=False, compare=False)
+    goodput: float | None = None
+    ettr: float | None = None
+    interruptions: tuple[dict[str, Any], ...] | None = None
+    campaign: Campaign | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON; the steps and the record stay out, and so do figures that were not asked for."""
         left_out = {"steps", "record"}
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        if self.campaign is not None:
+            values["campaign"] = self.campaign.to_dict()
         return {name: value for name, value in values.items() if value is not None}
+
+    def with_campaign(self, campaign: Campaign) -> Result:
+        """The same step with weeks of it."""
+        return replace(
+            self,
+            goodput=campaign.goodput,
+            ettr=campaign.ettr,
+            interruptions=campaign.interruptions,
+            campaign=campaign,
+        )
 
     def to_json(self) -> str:
         """`to_dict` as one JSON object."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from colossim.units import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from colossim.result.campaign import Campaign
     from colossim.result.result import Result
     from colossim.result.row import Row
 
@@ -71,6 +73,10 @@ def show(result: Result, console: Console) -> None:
     console.print()
     console.print(_links(result))
     console.print()
+    if result.campaign is not None:
+        console.print(_ledger(result.campaign, not console.encoding.lower().startswith("utf")))
+        console.print()
+        _say(console, ("Campaign", "bold"), f" {said_campaign(result.campaign)}")
     _say(console, ("Bound by", "bold"), f" {result.bound}.")
     if len(result.shares) > 1:
         _say(console, ("Shares", "bold"), f" {'; '.join(said_share(row) for row in result.shares)}.")
@@ -129,6 +135,61 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
     if result.time_to_train_s is not None:
         facts.append(("time to train", "", format_time(result.time_to_train_s)))
     return facts
+
+
+_ACCOUNTS = {
+    "productive": "training that counts",
+    "lost_work": "lost work",
+    "checkpoint": "checkpoints",
+    "detection": "detection",
+    "restart": "restarts",
+    "waiting": "waiting for repair",
+    "degraded": "slower running",
+}
+
+
+def _ledger(campaign: Campaign, ascii_only: bool) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("where the wall time goes", no_wrap=True)
+    for name in ("time", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column()
+    for name, seconds in campaign.spent_s.items():
+        share = seconds / campaign.wall_s if campaign.wall_s else 0.0
+        table.add_row(_ACCOUNTS[name], format_time(seconds), format_share(share), bar(share, ascii_only=ascii_only))
+    return table
+
+
+def said_campaign(campaign: Campaign) -> str:
+    """What a campaign came to, in some sentences."""
+    causes = Counter(item["cause"] for item in campaign.interruptions)
+    most = ", ".join(f"{name} {count:,}" for name, count in causes.most_common(4))
+    words = (
+        f"{format_time(campaign.wall_s)}: goodput {format_share(campaign.goodput)} (ETTR {format_share(campaign.ettr)}), "
+        f"{campaign.steps:,} steps, {format_count(campaign.tokens)} tokens; {len(campaign.interruptions):,} interruptions"
+        + (f" ({most})" if most else "")
+        + "."
+    )
+    if campaign.mtbf_s is not None:
+        words += f" Something stops the job every {format_time(campaign.mtbf_s)}."
+    if campaign.best_s is not None and campaign.interval_s is not None:
+        assert campaign.young_s is not None
+        assert campaign.daly_s is not None
+        words += (
+            f" A checkpoint every {format_time(campaign.interval_s)}; best would be {format_time(campaign.best_s)}"
+            f" (Young {format_time(campaign.young_s)}, Daly {format_time(campaign.daly_s)})."
+        )
+    if campaign.replicas is not None:
+        seeds = campaign.replicas
+        goodput, stops = seeds["goodput"], seeds["interruptions"]
+        words += (
+            f" Over {seeds['n']:,} seeds goodput {format_share(goodput['mean'])} (90 % within {format_share(goodput['low'])}"
+            f" to {format_share(goodput['high'])}), {stops['mean']:,.0f} interruptions"
+            f" ({stops['low']:,.0f} to {stops['high']:,.0f})."
+        )
+    return words
 
 
 def _breakdown(result: Result, ascii_only: bool) -> Any:

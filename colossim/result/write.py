@@ -7,19 +7,25 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossim.errors import Problem, ScenarioError
+from colossim.result.campaign import INTERRUPTION
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from colossim.result.fabric import FabricResult
     from colossim.result.result import Result
 
 #: What a run writes; nothing else in the folder is touched.
-FILES = ("summary.json", "steps.csv", "throughput.png", "breakdown.png", "timeline.png")
+FILES = (
+    "summary.json", "steps.csv", "interruptions.csv", "throughput.png", "breakdown.png", "timeline.png", "goodput.png",
+    "lost-time.png", "interval.png",
+)  # fmt: skip
 
 
 def prepare_out(folder: Path, *, force: bool = False) -> None:
@@ -53,21 +59,38 @@ def forget_empty(folders: Iterable[Path]) -> None:
 
 
 def write(result: Result, folder: Path, *, plots: bool = True) -> list[Path]:
-    """Writes summary.json, steps.csv and, with `plots`, the three pictures. Returns what was written.
+    """Writes summary.json, steps.csv, of a campaign interruptions.csv and, with `plots`, the pictures.
 
-    Raises OSError, with the file's name.
+    Returns what was written. Raises OSError, with the file's name.
     """
-    made = [
-        write_summary(result, folder),
-        whole(folder / "steps.csv", lambda file: file.write(_steps(result).encode())),
-    ]
+    tables = {"steps": table(result.steps)}
+    if result.campaign is not None:
+        rows = [{"seed": seed, **row} for seed, row in result.campaign.by_seed(result.seed)]
+        tables["interruptions"] = table(rows, ("seed", *INTERRUPTION))
+    made = [write_summary(result, folder)]
+    for name, text in tables.items():
+        made.append(whole(folder / f"{name}.csv", partial(_fill, text)))
     if plots:
-        from colossim.plot import breakdown, save, throughput, timeline
+        from colossim.plot import save
 
-        for name, draw in (("throughput", throughput), ("breakdown", breakdown), ("timeline", timeline)):
-            axes = draw(result)
-            made.append(whole(folder / f"{name}.png", partial(save, axes)))
+        for name, draw in _pictures(result).items():
+            made.append(whole(folder / f"{name}.png", partial(save, draw(result))))
     return made
+
+
+def _pictures(result: Result) -> dict[str, Callable[[Result], Axes]]:
+    from colossim import plot
+
+    found: dict[str, Callable[[Result], Axes]] = {
+        "throughput": plot.throughput,
+        "breakdown": plot.breakdown,
+        "timeline": plot.timeline,
+    }
+    if result.campaign is not None:
+        found |= {"goodput": plot.goodput, "lost-time": plot.lost_time}
+        if result.campaign.best_s is not None:
+            found["interval"] = plot.interval
+    return found
 
 
 def write_summary(result: Result | FabricResult, folder: Path) -> Path:
@@ -81,12 +104,17 @@ def write_summary(result: Result | FabricResult, folder: Path) -> Path:
     return whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n"))
 
 
-def _steps(result: Result) -> str:
+def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
+    """Rows as CSV. names: of columns; the first row's when absent."""
     out = io.StringIO()
-    rows = csv.DictWriter(out, fieldnames=list(result.steps[0]), lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(result.steps)
+    written = csv.DictWriter(out, fieldnames=list(names or rows[0]), lineterminator="\n")
+    written.writeheader()
+    written.writerows(rows)
     return out.getvalue()
+
+
+def _fill(text: str, file: Any) -> None:
+    file.write(text.encode())
 
 
 def whole(path: Path, fill: Callable[[Any], object]) -> Path:

@@ -6,10 +6,11 @@ import math
 
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.effects import advice, no_effects
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import NodeLimit, Plan
 from colossim.scenario.ramp import stretches
 from colossim.scenario.rules import MOST_PASSES, MOST_SIZES, Report, check, counted_layers, divisors, near_divisors
-from colossim.scenario.schema import JobSpec, Scenario
+from colossim.scenario.schema import Scenario
 
 __all__ = ["Plan", "advice", "derive", "no_effects"]
 
@@ -29,6 +30,8 @@ def derive(scenario: Scenario) -> Plan:
         _check_group_shares(job, micro_batches * job.micro_batch, report)
         _check_ramp(job, data, report)
     _check_sharding_group(job, data, report)
+    if data:
+        _check_spares(scenario, data, report)
     if problems:
         raise ScenarioError(problems)
     expert_tensor, within, across = _expert_ranks(job)
@@ -262,6 +265,15 @@ def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:
     elif data and holders % par.sharding_group:
         message = f"{par.sharding_group} does not divide the {holders:,} ranks that hold the same parameters"
         report("job.parallelism.sharding_group", f"{message}: {near_divisors(holders, par.sharding_group)} would")
+
+
+def _check_spares(scenario: Scenario, data: int, report: Report) -> None:
+    par, wanted = scenario.job.parallelism, scenario.spares
+    free = sum(count for _, count in _spares(scenario, par.tensor * par.context * par.pipeline * data))
+    if wanted is not None and wanted > free:
+        nodes = sum(group.count for group in scenario.cluster.nodes)
+        message = f"{wanted:,} nodes: the job leaves {free:,} of {nodes:,} free: {free:,} would do, or fewer replicas"
+        report("spares", message)
 
 
 def _near(number: int, unit: int) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from colossim.scenario.job import Experts
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import Experts, Scenario
+from colossim.scenario.schema import Scenario
 
 #: Fields of a fabric that say how switches are wired.
 _NOT_OF_GRAPHS = (
@@ -145,8 +146,18 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             "chunked collectives are played unfolded",
         ),
         (
+            "run.steps",
+            scenario.run.duration is not None,
+            "`run.duration` says how long",
+        ),
+        *(
+            (key, scenario.faults is None and scenario.run.duration is None, "nothing fails: write `faults`")
+            for key in ("checkpoint", "spares")
+        ),
+        (
             "run.seed",
-            fabric.routing != "ecmp"
+            scenario.faults is None
+            and fabric.routing != "ecmp"
             and job.placement != "scattered"
             and scenario.traffic is None
             and not (model.experts and experts.imbalance),

@@ -46,11 +46,19 @@ def fields_of(kind: Any) -> dict[str, FieldInfo]:
     return {name: field for model in models_of(kind) for name, field in model.model_fields.items()}
 
 
+def extras_of(kind: Any) -> Any:
+    """The type of what a model holds under names of the user's; None if it holds none."""
+    for model in models_of(kind):
+        if model.model_config.get("extra") == "allow":
+            return typing.get_args(typing.get_type_hints(model)["__pydantic_extra__"])[1]
+    return None
+
+
 def fields_at(root: type[BaseModel], path: Path_) -> dict[str, FieldInfo]:
     """The fields of what stands at `path` under `root`; none if it is a plain value."""
     kind: Any = root
     for part in path:
-        known, items = fields_of(kind), items_of(kind)
+        known, items = fields_of(kind), items_of(kind) or extras_of(kind)
         if part in known:
             kind = known[str(part)].annotation
         elif items is not None:
@@ -71,13 +79,15 @@ def wrong_path(root: type[BaseModel], path: str) -> str | None:
     kind: Any = root
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        known, items = fields_of(kind), items_of(kind)
+        known, items, extras = fields_of(kind), items_of(kind), extras_of(kind)
         if kind is Any:
             return None
         if part in known:
             kind = known[part].annotation
         elif part == "base" and any(issubclass(model, Entry) for model in models_of(kind)):
             kind = str
+        elif extras is not None:
+            kind = extras
         elif known:
             return f"no field `{path}`: {nearest(part, known)}"
         elif items is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from colossim.scenario.schema import BatchRamp
+from colossim.scenario.job import BatchRamp
 
 
 def stretches(ramp: BatchRamp, batch: int) -> list[tuple[int, int]]:

@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable
 
 from colossim.scenario.fields import nearest
-from colossim.scenario.schema import JobSpec, Scenario
+from colossim.scenario.job import JobSpec
+from colossim.scenario.rules_campaign import check_campaign
+from colossim.scenario.schema import Scenario
 
 Report = Callable[[str, str], None]
 
@@ -42,6 +44,7 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_recompute_layers(job, "job", report)
     _check_groups(scenario, report)
     _check_offload(scenario, report)
+    check_campaign(scenario, report)
 
 
 def _check_size(scenario: Scenario, report: Report) -> None:

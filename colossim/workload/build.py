@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from colossim.scenario.derive import Plan
-from colossim.scenario.schema import JobSpec
+from colossim.scenario.job import JobSpec
 from colossim.workload.launching import launch_seconds
 from colossim.workload.layers import WIDTH, LayerOps
 from colossim.workload.loads import Load, layer_loads

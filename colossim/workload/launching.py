@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from colossim.catalog.types import Host
-from colossim.scenario.schema import JobSpec, Recompute
+from colossim.scenario.job import JobSpec, Recompute
 from colossim.workload.program import Collective, Op, launched_apart
 from colossim.workload.schedule import Kind
 

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from colossim.catalog.types import Fusion
 from colossim.scenario.derive import Plan
-from colossim.scenario.schema import JobSpec
+from colossim.scenario.job import JobSpec
 from colossim.workload import elementwise
 from colossim.workload.elementwise import Passes
 from colossim.workload.kernels import Flash, Gemm, Kernel, Scores, Stream

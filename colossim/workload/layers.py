@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from colossim.catalog.overlap import COLUMN_BACKWARD, METHODS, Buffer, Product
-from colossim.scenario.schema import Recompute
+from colossim.scenario.job import Recompute
 from colossim.workload import elementwise
 from colossim.workload.beside import beside
 from colossim.workload.context import ContextOps

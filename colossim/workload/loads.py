@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec
 from colossim.workload.transformer import is_moe
 
 

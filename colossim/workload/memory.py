@@ -10,7 +10,8 @@ from itertools import combinations
 
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import Plan, derive
-from colossim.scenario.schema import JobSpec, Scenario
+from colossim.scenario.job import JobSpec
+from colossim.scenario.schema import Scenario
 from colossim.workload import whole_weights
 from colossim.workload.loads import layer_loads
 from colossim.workload.schedule import holdings

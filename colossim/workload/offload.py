@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from colossim.catalog.types import HostMemory
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec
 from colossim.workload.layer_kernels import WIDTH
 from colossim.workload.memory import HOST_GRADIENT, layer_activations
 from colossim.workload.program import Copied, Copy, HostStep, Op

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec
 from colossim.workload.build import build_programs
 from colossim.workload.program import StageProgram
 

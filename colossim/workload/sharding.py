@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec
 from colossim.workload import whole_weights
 from colossim.workload.kernels import Stream
 from colossim.workload.layers import WIDTH

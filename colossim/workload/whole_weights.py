@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import JobSpec
 from colossim.workload.transformer import chunk_layers, layer, local_ends, local_tensors
 
 

@@ -1,0 +1,130 @@
+"""Weeks of training on top of a step: what fails, how checkpoints are written, what a step of a damaged cluster takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from colossim.cluster import Cluster
+from colossim.engine.campaign import Log, Part, Setting, Source, State, play_campaign
+from colossim.processes import processes
+from colossim.reliability import best_interval
+from colossim.scenario.degraded import Degraded
+from colossim.scenario.plan import Plan
+from colossim.scenario.rules_campaign import LEAFY
+from colossim.scenario.schema import NodeGroup, Scenario
+
+#: Seconds a step of a scenario that differs in its cluster alone.
+StepTime = Callable[[Scenario], float]
+
+
+def is_campaign(scenario: Scenario) -> bool:
+    """Whether more than steps is asked for."""
+    return scenario.run.duration is not None or scenario.faults is not None
+
+
+def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source, ...]:
+    """The classes of faults and how many components of each the job stands on."""
+    if scenario.faults is None:
+        return ()
+    nodes = int(np.unique(cluster.gpu_node[: plan.world]).size)
+    fabric = cluster.fabric
+    counts = {"gpu": plan.world, "node": nodes, "job": 1}
+    if fabric.type in LEAFY:
+        rails = max(t.rails for t in cluster.node_types) if fabric.type == "rail-optimized" else 1
+        counts["leaf"] = -(-nodes // fabric.nodes_per_pod) * rails
+    classes = scenario.faults.classes
+    owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
+    return tuple(Source(name, classes[name], owner, counts[owner]) for name, owner in owners.items())
+
+
+def mtbf_of(sources: tuple[Source, ...]) -> float:
+    """s between faults that stop the job, in the mean; inf if none does."""
+    rate = sum(source.count / source.kind.mtbf for source in sources if source.kind.stops)
+    return 1.0 / rate if rate else float("inf")
+
+
+def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Setting:
+    """What a campaign of the scenario is played with."""
+    sources = sources_of(scenario, plan, cluster)
+    run, checkpoint = scenario.run, scenario.checkpoint
+    duration = float("inf") if run.duration is None else run.duration
+    work = float("inf")
+    if run.duration is None and (scenario.job.tokens is None or scenario.written("run.steps")):
+        work = run.steps * step_s
+    if scenario.job.tokens is not None:
+        tokens = scenario.job.global_batch * scenario.job.sequence_length
+        work = min(work, np.ceil(scenario.job.tokens / tokens) * step_s)
+    if checkpoint is None:
+        interval, write, durable, restart = float("inf"), 0.0, 0.0, 0.0
+    else:
+        write, restart = checkpoint.write, checkpoint.restart
+        interval = checkpoint.interval
+        if checkpoint.best:
+            mtbf = mtbf_of(sources)
+            interval = best_interval(mtbf, write) if np.isfinite(mtbf) and write else float("inf")
+        durable = (
+            (checkpoint.durable if checkpoint.durable is not None else interval) if checkpoint.asynchronous else 0.0
+        )
+    spare = sum(count for _, count in plan.spares) if scenario.spares is None else scenario.spares
+    known: dict[State, float] = {(): step_s}
+
+    def step_of(state: State) -> float:
+        if state not in known:
+            known[state] = max(step_s, step_time(_in_state(scenario, state)))
+        return known[state]
+
+    return Setting(step_s, duration, work, sources, interval, write, durable, restart, spare, run.seed, step_of)
+
+
+def _in_state(scenario: Scenario, state: State) -> Scenario:
+    """The scenario with one part of each kind below its rate: the slowest sets the pace, however many there are."""
+    cluster = scenario.cluster
+    left: dict[Part, float] = dict(state)
+    links: tuple[Part, ...] = ("nic", "nvlink")
+    slowed = tuple(
+        Degraded(node=0, gpu=0, link=link, rate=left[link])  # type: ignore[arg-type]
+        for link in links
+        if link in left
+    )
+    nodes = cluster.nodes
+    if "gpu" in left:
+        first, *rest = nodes
+        gpu = first.type.gpu.model_copy(update={"pace": first.type.gpu.pace * left["gpu"]})
+        slow = first.type.model_copy(update={"gpu": gpu, "name": f"{first.type.name}, slow"})
+        others = [NodeGroup.model_construct(type=first.type, count=first.count - 1)] if first.count > 1 else []
+        nodes = (NodeGroup.model_construct(type=slow, count=1), *others, *rest)
+    cluster = cluster.model_copy(update={"degraded": (*cluster.degraded, *slowed), "nodes": nodes})
+    return scenario.model_copy(update={"cluster": cluster})
+
+
+def play_replicas(setting: Setting, replicas: int, workers: int = 1) -> list[Log]:
+    """Campaigns of so many seeds, from the setting's on. What is returned doesn't depend on the number of workers."""
+    settings = [replace(setting, seed=setting.seed + i) for i in range(replicas)]
+    if min(workers, replicas) <= 1:
+        return [play_campaign(one) for one in settings]
+    # What a worker can't be sent is played before: the states that faults can lead to.
+    states = _states(setting)
+    known = {state: setting.step_of(state) for state in states}
+    settings = [replace(one, step_of=partial(_look_up, known)) for one in settings]
+    with processes(workers) as pool:
+        return list(pool.map(play_campaign, settings, chunksize=max(1, replicas // (4 * workers))))
+
+
+def _look_up(known: dict[State, float], state: State) -> float:
+    return known[state]
+
+
+def _states(setting: Setting) -> list[State]:
+    """All states that faults can lead to: of each kind of part none, or one of its degrees."""
+    degrees: dict[Part, set[float]] = {}
+    for source in setting.sources:
+        if source.kind.effect in ("degrade", "slow"):
+            degrees.setdefault(source.part, set()).add(source.kind.to)
+    found: list[State] = [()]
+    for part in sorted(degrees):
+        found += [tuple(sorted((*state, (part, left)))) for state in found for left in sorted(degrees[part])]
+    return found

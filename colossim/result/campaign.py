@@ -1,0 +1,130 @@
+"""Numbers of a campaign: what of the wall time was training that counts, and what the rest went to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from colossim.engine.campaign import ACCOUNTS, Interruption, Log, Setting
+from colossim.reliability import best_interval, daly, wall_over_work, young
+
+#: Keys of an interruption.
+INTERRUPTION = ("time_s", "cause", "component", "lost_s", "restart_s")
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign's numbers, of the first seed where nothing else is said; s, and bytes of nothing.
+
+    goodput: step time that counts over wall time.  ettr: the same with slower running counted whole (Kokolis et al. 2024).
+    spent_s: the ledger; it adds up to wall_s.  mtbf_s: between faults that stop the job, in the mean; interval_s: between
+    checkpoints, beside Young's, Daly's and the best by the exact formula, and what goodput that formula gives for it (of a
+    synchronous checkpoint, spares at hand); None where nothing stops the job.  write_s: for which a checkpoint blocks;
+    restart_s: from a fault to training, in the mean.  replicas: mean and 90 % of goodput and interruptions over seeds.
+    """
+
+    wall_s: float
+    steps: int
+    tokens: float
+    goodput: float
+    ettr: float
+    checkpoints: int
+    spent_s: dict[str, float]
+    faults: dict[str, int]
+    interruptions: tuple[dict[str, Any], ...]
+    mtbf_s: float | None
+    interval_s: float | None
+    write_s: float
+    restart_s: float
+    young_s: float | None
+    daly_s: float | None
+    best_s: float | None
+    formula: float | None
+    replicas: dict[str, Any] | None
+    logs: tuple[Log, ...]
+
+    def by_seed(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(seed, interruption) of all replicas. first: the seed of the first."""
+        for seed, log in enumerate(self.logs, first):
+            for item in log.interruptions:
+                yield seed, _told(item)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; goodput, ettr and interruptions stand beside it in the result."""
+        apart = ("goodput", "ettr", "interruptions", "logs")
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart}
+
+
+def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, tokens_per_step: float) -> Campaign:
+    """Numbers of campaigns that differ in their seed alone."""
+    log = logs[0]
+    # A step that is all but a rounding whole is whole.
+    steps = math.floor(log.done / setting.step_s + 1e-9)
+    stops = math.isfinite(mtbf)
+    blocks = stops and setting.write > 0
+    restart = setting.restart + _detection(setting)
+    return Campaign(
+        wall_s=log.wall,
+        steps=steps,
+        tokens=steps * tokens_per_step,
+        goodput=_goodput(log),
+        ettr=_ettr(log),
+        checkpoints=log.checkpoints,
+        spent_s={name: log.spent[name] for name in ACCOUNTS},
+        faults=dict(log.faults),
+        interruptions=tuple(_told(item) for item in log.interruptions),
+        mtbf_s=mtbf if stops else None,
+        interval_s=setting.interval if math.isfinite(setting.interval) else None,
+        write_s=setting.write,
+        restart_s=restart,
+        young_s=young(mtbf, setting.write) if blocks else None,
+        daly_s=daly(mtbf, setting.write) if blocks else None,
+        best_s=best_interval(mtbf, setting.write) if blocks else None,
+        formula=1.0 / wall_over_work(setting.interval, mtbf, setting.write, restart)
+        if stops and math.isfinite(setting.interval)
+        else None,
+        replicas=_over_seeds(logs) if len(logs) > 1 else None,
+        logs=tuple(logs),
+    )
+
+
+def _told(item: Interruption) -> dict[str, Any]:
+    values = (item.time, item.cause, item.component, item.lost, item.restart)
+    return dict(zip(INTERRUPTION, values, strict=True))
+
+
+def _detection(setting: Setting) -> float:
+    """s until a fault that stops the job is noticed, in the mean."""
+    rates = [(s.count / s.kind.mtbf, s.kind.detect) for s in setting.sources if s.kind.effect == "stop"]
+    total = sum(rate for rate, _ in rates)
+    return sum(rate * detect for rate, detect in rates) / total if total else 0.0
+
+
+def _goodput(log: Log) -> float:
+    return log.spent["productive"] / log.wall if log.wall else 1.0
+
+
+def _ettr(log: Log) -> float:
+    return (log.spent["productive"] + log.spent["degraded"]) / log.wall if log.wall else 1.0
+
+
+def _over_seeds(logs: Sequence[Log]) -> dict[str, Any]:
+    def told(values: Sequence[float]) -> dict[str, float]:
+        low, high = np.quantile(values, [0.05, 0.95]).tolist()
+        return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+    found: dict[str, Any] = {
+        "n": len(logs),
+        "goodput": told([_goodput(log) for log in logs]),
+        "ettr": told([_ettr(log) for log in logs]),
+        "interruptions": told([float(len(log.interruptions)) for log in logs]),
+    }
+    found["by_cause"] = {
+        name: told([float(sum(item.cause == name for item in log.interruptions)) for log in logs])
+        for name in logs[0].faults
+    }
+    return found

@@ -1,0 +1,52 @@
+"""What a user says about weeks of training: how checkpoints are written, and what a restart costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from colossim import units
+from colossim.catalog.facts import Facts
+from colossim.catalog.quantities import Quantity, Seconds
+
+
+@dataclass(frozen=True)
+class _Interval(Quantity):
+    """A time, or `optimal`, which is 0 inside."""
+
+    def read(self, value: object) -> float:
+        if value == "optimal":
+            return 0.0
+        try:
+            return super().read(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; or `optimal`") from None
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"anyOf": [super().json_schema(), {"const": "optimal"}]}
+
+
+class Checkpoint(Facts):
+    """Checkpoints, and what a restart from one costs."""
+
+    interval: Annotated[float, _Interval(units.TIME, zero=False)] = Field(
+        description="s of training between two, or optimal: what failure rate and cost make best"
+    )
+    write: Seconds = Field(description="s for which a write blocks the job")
+    asynchronous: bool = Field(
+        default=False, description="the write goes on beside training: what blocks is the copy to the host's memory"
+    )
+    durable: Seconds | None = Field(
+        default=None,
+        description="s from an asynchronous write's start until it can be restarted from; the interval when absent",
+    )
+    restart: Seconds = Field(
+        description="s from a job that stands still to one that trains again, its checkpoint loaded"
+    )
+
+    @property
+    def best(self) -> bool:
+        """Whether the interval is to be found."""
+        return self.interval == 0.0
