@@ -137,6 +137,7 @@ def add_states(job, holders, draw):
     job["overlap"]["parameters"] = draw.random() < 0.6
     job["software"]["prefetch"] = draw.choice([0, 1, 1, 2])
     job["software"]["parameter_gather"] = draw.choice(["all-gather", "all-gather", "broadcasts"])
+    job["software"]["scatters_last"] = draw.random() < 0.5
 
 
 def add_offload(job, draw):

@@ -255,6 +255,23 @@ def test_states_a_parameter_by_zero_level():
     assert states == pytest.approx([18, 6 + 12 / 16, 2 + 16 / 16, 18 / 16 + 4 / layers])
 
 
+@pytest.mark.parametrize(
+    ("micro_batches", "chunks"),
+    [
+        (4, 1),  # interleaved with m = p: one chunk's backward passes after the other's
+        (8, 2),  # each chunk's in two rounds, between which the other's come
+    ],
+)
+def test_gradients_that_add_up_are_whole_until_their_chunk_ends(micro_batches, chunks):
+    """4 bytes of each parameter of the chunks that are under way, beside the shards."""
+    changes = ("job.parallelism.sharding=gradients", f"job.global_batch={16 * micro_batches}")
+    plan, job = job_of("two-pods", *changes)
+    _, last = job_of("two-pods", *changes, "job.software.scatters_last=true")
+    assert (plan.pipeline, plan.chunks, plan.micro_batches) == (4, 2, micro_batches)
+    whole = stage_memory(plan, last, 1).gradients - stage_memory(plan, job, 1).gradients
+    assert whole == pytest.approx(4 * local_of(plan, job, 1).dense * chunks / 2)
+
+
 @pytest.mark.parametrize(("case", "states"), [("memory-7b-4gpu-tp1-pp4", 30.0), ("memory-7b-6gpu-tp2-pp1-fsdp", 28.0)])
 def test_copies_and_temporaries_of_the_optimizer_stand_at_the_peak(case, states):
     """2 + 2 + 12 a parameter, the gradients' fp32 copy 4, AdamW's denominator twice 8, ZeRO-1's flattened gradients 2."""

@@ -350,6 +350,19 @@ def test_gradients_reduced_in_a_step(name, sharding, overlap):
 
 
 @pytest.mark.parametrize("overlap", ["true", "false"])
+def test_gradients_that_add_up_are_scattered_once(overlap):
+    """`scatters_last`: as much as ZeRO-1 reduces, behind the chunk's last micro-batch or, without overlap, all passes."""
+    changes = ("job.software.scatters_last=true", f"job.overlap.data={overlap}", *PLAIN)
+    plan, job, found = programs("two-pods", "job.parallelism.sharding=gradients", *changes)
+    for stage, program in enumerate(found):
+        local = transformer.stage_parameters(job.model, plan.pipeline, plan.layers, stage, plan.tensor, plan.expert)
+        reduced = [c for c in collectives(ops_of(program), "data") if c.operation == "reduce_scatter"]
+        assert sum(c.size for c in reduced) == pytest.approx(local.dense * job.software.reduce_bytes)
+        last = {p.micro_batch for p in program.passes if p.kind == "B" and any(isinstance(op, Post) for op in p.body)}
+        assert last == ({plan.micro_batches - 1} if overlap == "true" else set())
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
 @pytest.mark.parametrize("sharding", LEVELS)
 def test_two_replicas_are_a_group_and_one_rank_with_its_experts_is_none(sharding, overlap):
     """D 2, e 2: the dense gradients of a stage meet in pairs, each expert is on one rank alone (D c/e = 1) and meets nobody.

@@ -339,6 +339,11 @@ class Software(Entry):
         default="reduce-scatter",
         description="how gradients get to ranks that share the optimizer alone (ZeRO-1): each its shard, or all to all",
     )
+    scatters_last: bool = Field(
+        default=False,
+        description="sharded gradients (ZeRO-2) of a chunk add up whole and are scattered behind its last micro-batch, in"
+        " place of each micro-batch's by itself",
+    )
     gradients_aligned: bool = Field(
         default=False,
         description="whether all stages start to reduce a chunk's gradients at once: a stage as many passes later as it is"

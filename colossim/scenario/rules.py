@@ -296,7 +296,7 @@ def _check_groups(scenario: Scenario, report: Report) -> None:
     job, par = scenario.job, scenario.job.parallelism
     each = f"sharding: {par.sharding} reduces gradients over all replicas each micro-batch, so that all have as many"
     remedy = "sharding: optimizer"
-    together = par.sharding in ("gradients", "parameters")
+    together = par.sharding == "parameters" or (par.sharding == "gradients" and not job.software.scatters_last)
     if not together and job.precision == "fp8" and job.software.amax_reduction == "replicas":
         each = "delayed scaling of fp8 reduces maxima over all replicas each pass, so that all have as many"
         remedy, together = "software.amax_reduction: tensor", True

@@ -90,7 +90,7 @@ class _Builder:
                 special = states.prefetches and micro_batch == 0
             else:
                 completes = kind == ("W" if self.splits else "B")
-                special = completes and states.released and (states.shards_gradients or micro_batch == last)
+                special = completes and states.released and (states.scatters_each or micro_batch == last)
                 special = special and not later
             released = later.get((kind, micro_batch, chunk), ())
             asked = sooner.get((kind, micro_batch, chunk), 0)

@@ -14,8 +14,8 @@ from colossim.scenario.job import JobSpec
 from colossim.scenario.schema import Scenario
 from colossim.workload import whole_weights
 from colossim.workload.loads import layer_loads
-from colossim.workload.schedule import holdings
-from colossim.workload.transformer import chunk_layers, is_moe, local_ends, products, stage_parameters
+from colossim.workload.schedule import adding_up, holdings
+from colossim.workload.transformer import chunk_layers, is_moe, local_ends, local_layer, products, stage_parameters
 
 #: Bytes of a weight, and of a gathered activation.
 _WEIGHT = 2.0
@@ -186,6 +186,19 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> tuple[float, float]:
     return here + min(job.parallelism.defer_head, plan.micro_batches) * waiting, max(away)
 
 
+def _adding_up(plan: Plan, job: JobSpec, stage: int) -> float:
+    """Local parameters whose whole gradients are there at the fullest moment, where chunks scatter them when they end."""
+    model, sizes = job.model, [0.0] * plan.chunks
+    for chunk in range(plan.chunks):
+        for layer in chunk_layers(plan.pipeline, plan.layers, stage, chunk):
+            local = local_layer(model, layer, plan.tensor, plan.expert, plan.expert_tensor)
+            sizes[chunk] += local.dense + local.experts
+    sizes[0] += local_ends(model, plan.tensor, first=stage == 0, last=False, pipeline=plan.pipeline)
+    sizes[-1] += local_ends(model, plan.tensor, first=False, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
+    moments = adding_up(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
+    return max(sum(sizes[chunk] for chunk in chunks) for chunks in moments)
+
+
 def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
     """Memory of a GPU of one stage.
 
@@ -204,6 +217,8 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
         parameters += stack.shard_bytes * count / group if level >= 3 else _WEIGHT * count
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
         shard += count / (group if level >= 1 else 1)
+    if level == 2 and job.software.scatters_last and plan.replica_group > 1:
+        gradients += stack.gradient_bytes * _adding_up(plan, job, stage)
     if whole_weights.applies(job):
         shard = whole_weights.fullest(plan, job, stage)
     if level >= 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -107,4 +108,18 @@ def holdings(schedule: str, stage: int, stages: int, micro_batches: int, chunks:
         found.add(Held(kind, chunk, tuple(activations), tuple(pending)))
         activations[chunk] -= kind == "B"
         pending[chunk] += splits * ((kind == "B") - (kind == "W"))
+    return frozenset(found)
+
+
+@lru_cache(maxsize=4096)
+def adding_up(schedule: str, stage: int, stages: int, micro_batches: int, chunks: int = 1) -> frozenset[frozenset[int]]:
+    """Sets of chunks whose gradients add up at once: from the first micro-batch's to the last one's."""
+    last = "W" if splits_backward(schedule) else "B"
+    done: Counter[int] = Counter()
+    found = set()
+    for kind, _, chunk in order(schedule, stage, stages, micro_batches, chunks):
+        if kind == last:
+            done[chunk] += 1
+            # What a pass ends is there still.
+            found.add(frozenset(c for c, n in done.items() if n < micro_batches) | {chunk})
     return frozenset(found)

@@ -54,6 +54,15 @@ class Sharding:
         return self.job.parallelism.sharding in ("gradients", "parameters")
 
     @property
+    def scatters_each(self) -> bool:
+        """Whether each micro-batch scatters its gradients.
+
+        DeepSpeed's ZeRO-2 does; torch's pipelines over FSDP let those of a chunk add up and scatter them behind its last
+        backward pass (torch/distributed/pipelining/stage.py, `backward_maybe_with_nosync`).
+        """
+        return self.gathers or (self.shards_gradients and not self.job.software.scatters_last)
+
+    @property
     def gathers(self) -> bool:
         """Whether parameters are gathered where they are used (ZeRO-3)."""
         return self.job.parallelism.sharding == "parameters"
@@ -140,7 +149,7 @@ class Sharding:
     @property
     def released(self) -> bool:
         """Whether backward passes release gradients: beside them, or because each micro-batch scatters its own."""
-        return self.job.overlap.data or self.shards_gradients
+        return self.job.overlap.data or self.scatters_each
 
     @property
     def aligned(self) -> bool:
