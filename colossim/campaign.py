@@ -47,6 +47,11 @@ def mtbf_of(sources: tuple[Source, ...]) -> float:
     return 1.0 / rate if rate else float("inf")
 
 
+def spares_of(scenario: Scenario, plan: Plan) -> int:
+    """Nodes that stand by: those that the job leaves free, or so many of them as the scenario says."""
+    return sum(count for _, count in plan.spares) if scenario.spares is None else scenario.spares
+
+
 def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Setting:
     """What a campaign of the scenario is played with."""
     sources = sources_of(scenario, plan, cluster)
@@ -69,7 +74,7 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
         durable = (
             (checkpoint.durable if checkpoint.durable is not None else interval) if checkpoint.asynchronous else 0.0
         )
-    spare = sum(count for _, count in plan.spares) if scenario.spares is None else scenario.spares
+    spare = spares_of(scenario, plan)
     known: dict[State, float] = {(): step_s}
 
     def step_of(state: State) -> float:

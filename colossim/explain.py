@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colossim.campaign import is_campaign, mtbf_of, sources_of, spares_of
 from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
 from colossim.jobs import stand
 from colossim.mix import silent_shares, told_shares
+from colossim.reliability import best_interval
 from colossim.result.summary import said_share
 from colossim.scenario.derive import Plan, advice, no_effects
 from colossim.scenario.job import JobSpec
@@ -20,7 +23,7 @@ from colossim.scenario.schema import Scenario, TrafficSpec
 from colossim.shares import Shares
 from colossim.simulation import LaidOut, lay_out
 from colossim.traffic import Traffic, describe
-from colossim.units import format_count, format_rate, format_share, format_size
+from colossim.units import format_count, format_rate, format_share, format_size, format_time
 from colossim.workload.memory import Memory
 from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import active_parameters, parameters
@@ -53,6 +56,8 @@ def _sections(scenario: Scenario, laid: LaidOut) -> dict[str, Section]:
         "memory a GPU": _memory(scenario, laid),
         "who talks over what": {c.name: describe(c, cluster, plan.world) for c in traffic.channels},
     }
+    if is_campaign(scenario):
+        sections["weeks"] = _weeks(scenario, plan, cluster)
     if scenario.traffic is not None:
         sections["traffic"] = _offered(scenario.traffic)
     notes = [*no_effects(scenario, plan), *advice(scenario, plan), *silent_shares(scenario.job, cluster, laid.shares)]
@@ -93,6 +98,24 @@ def _graph(scenario: Scenario, cluster: GraphCluster, slack: NDArray[np.bool_]) 
         "links that can bind": f"{tight.size:,} of {slack.size:,}"
         + (f": {named}{', ...' if tight.size > _NAMED else ''}" if named else ""),
     }
+
+
+def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
+    """What fails how often, and when checkpoints would be best."""
+    sources = sources_of(scenario, plan, cluster)
+    section = {}
+    for source in sources:
+        rate = format_time(source.kind.mtbf / source.count)
+        section[source.name] = f"every {rate} one of {source.count:,} ({source.owner}s): {source.kind.effect}"
+    mtbf, checkpoint = mtbf_of(sources), scenario.checkpoint
+    if math.isfinite(mtbf):
+        section["stops the job"] = f"something, every {format_time(mtbf)}"
+    if checkpoint is not None:
+        every = "the best interval" if checkpoint.best else format_time(checkpoint.interval)
+        best = format_time(best_interval(mtbf, checkpoint.write)) if checkpoint.write and math.isfinite(mtbf) else ""
+        section["checkpoint"] = f"after {every} of training" + (f"; best would be {best}" if best else "")
+    section["spares"] = f"{spares_of(scenario, plan):,} nodes"
+    return section
 
 
 def _offered(traffic: TrafficSpec) -> Section:

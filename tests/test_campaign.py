@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
+import itertools
 import json
 import math
 
@@ -11,20 +13,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from colossim.campaign import setting_of
 from colossim.catalog.faults import FaultClass
 from colossim.engine.campaign import Log, Setting, Source, play_campaign
 from colossim.engine.faults import Failures, generator
 from colossim.errors import ScenarioError, SimulationError
+from colossim.explain import explain
 from colossim.plot import goodput, interval, lost_time
 from colossim.reliability import best_interval, daly, ettr, wall_over_work, young
-from colossim.result.summary import said_campaign
+from colossim.result.ledger import said_campaign, table_of
 from colossim.result.write import write
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenario_path
 from colossim.simulation import prepare, simulate
+from colossim.units import format_time
 
 HOUR = 3600.0
 
@@ -413,3 +418,26 @@ def test_llama_3_was_interrupted_as_often_as_published():
     for cause, printed in TABLE_5.items():
         mean = replicas["by_cause"][cause]["mean"]
         assert mean == pytest.approx(printed, abs=3 * math.sqrt(printed / 100) + 0.02 * printed), cause
+
+
+def test_check_tells_what_fails_how_often():
+    """2,000 h of each of 128 GPUs: every 15.6 h one."""
+    weeks = explain(load_scenario("two-pods", set=CAMPAIGN))["weeks"]
+    scenario = load_scenario("two-pods")
+    gpus = derive(scenario).world
+    assert weeks["gpu"] == f"every {format_time(2000 * HOUR / gpus)} one of {gpus} (gpus): stop"
+    assert weeks["stops the job"] == f"something, every {format_time(2000 * HOUR / gpus)}"
+    assert weeks["checkpoint"].startswith("after 20.0 min of training; best would be ")
+    assert "weeks" not in explain(scenario)
+
+
+def test_cases_are_told_side_by_side():
+    """Means over seeds, the shares of one adding up."""
+    found = simulate(load_scenario("two-pods", set=CAMPAIGN), replicas=3).campaign
+    out = io.StringIO()
+    Console(file=out, width=100).print(table_of([("a", found), ("b", found)]))
+    head, first, second = (line.split() for line in out.getvalue().splitlines())
+    assert head == ["case", "goodput", "stops", "lost", "written", "down", "slower", "interval"]
+    assert first[1:] == second[1:]
+    shares = [float(cell) for cell, unit in itertools.pairwise(first) if unit == "%"]
+    assert sum(shares) == pytest.approx(100, abs=0.3)

@@ -43,7 +43,7 @@ STAIRS = [
         ("capacity", "shares"),
         *[("simulation", below) for below in ("campaign", "capacity", "mix", "shares", "site")],
         ("jobs", "site"),
-        *[("explain", below) for below in ("capacity", "mix", "shares")],
+        *[("explain", below) for below in ("campaign", "capacity", "mix", "shares")],
         ("calibrate", "constants"),
         ("calibrate", "simulation"),
         ("calibrate", "validation"),

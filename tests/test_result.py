@@ -10,10 +10,11 @@ import pytest
 
 import colossim
 from colossim.engine.record import CATEGORIES, LinkUse, StepRecord, Timeline
+from colossim.result.ledger import bar
 from colossim.result.power import power_of
 from colossim.result.result import _links
 from colossim.result.row import Row
-from colossim.result.summary import bar, by_kind, collectives
+from colossim.result.summary import by_kind, collectives
 from colossim.result.write import write
 from colossim.scenario.derive import derive
 from colossim.workload.transformer import model_flops_per_token

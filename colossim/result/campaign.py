@@ -24,7 +24,8 @@ class Campaign:
     spent_s: the ledger; it adds up to wall_s.  mtbf_s: between faults that stop the job, in the mean; interval_s: between
     checkpoints, beside Young's, Daly's and the best by the exact formula, and what goodput that formula gives for it (of a
     synchronous checkpoint, spares at hand); None where nothing stops the job.  write_s: for which a checkpoint blocks;
-    restart_s: from a fault to training, in the mean.  replicas: mean and 90 % of goodput and interruptions over seeds.
+    restart_s: from a fault to training, in the mean.  replicas: mean and 90 % of goodput and interruptions over
+    seeds, and the mean ledger.
     """
 
     wall_s: float
@@ -122,6 +123,8 @@ def _over_seeds(logs: Sequence[Log]) -> dict[str, Any]:
         "goodput": told([_goodput(log) for log in logs]),
         "ettr": told([_ettr(log) for log in logs]),
         "interruptions": told([float(len(log.interruptions)) for log in logs]),
+        "wall_s": float(np.mean([log.wall for log in logs])),
+        "spent_s": {name: float(np.mean([log.spent[name] for log in logs])) for name in ACCOUNTS},
     }
     found["by_cause"] = {
         name: told([float(sum(item.cause == name for item in log.interruptions)) for log in logs])

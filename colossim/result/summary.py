@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from colossim.engine.record import LABEL
 from colossim.result.confidence import said
 from colossim.result.fabric import show_fabric
+from colossim.result.ledger import bar, ledger, said_campaign, table_of
 from colossim.result.result import ARROW, kind_of
 from colossim.units import (
     format_compute,
@@ -24,20 +24,8 @@ from colossim.units import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from colossim.result.campaign import Campaign
     from colossim.result.result import Result
     from colossim.result.row import Row
-
-_BAR = 30
-
-
-def bar(share: float, width: int = _BAR, *, ascii_only: bool = False) -> str:
-    """A bar of block characters (`#` for a terminal that has none); whole when share is 1."""
-    whole = max(0.0, min(1.0, share)) * width
-    if ascii_only:
-        return "#" * round(whole)
-    eighths = round(whole * 8)
-    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
 def text(result: Result, width: int = 80) -> str:
@@ -74,7 +62,7 @@ def show(result: Result, console: Console) -> None:
     console.print(_links(result))
     console.print()
     if result.campaign is not None:
-        console.print(_ledger(result.campaign, not console.encoding.lower().startswith("utf")))
+        console.print(ledger(result.campaign, not console.encoding.lower().startswith("utf")))
         console.print()
         _say(console, ("Campaign", "bold"), f" {said_campaign(result.campaign)}")
     _say(console, ("Bound by", "bold"), f" {result.bound}.")
@@ -135,61 +123,6 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
     if result.time_to_train_s is not None:
         facts.append(("time to train", "", format_time(result.time_to_train_s)))
     return facts
-
-
-_ACCOUNTS = {
-    "productive": "training that counts",
-    "lost_work": "lost work",
-    "checkpoint": "checkpoints",
-    "detection": "detection",
-    "restart": "restarts",
-    "waiting": "waiting for repair",
-    "degraded": "slower running",
-}
-
-
-def _ledger(campaign: Campaign, ascii_only: bool) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("where the wall time goes", no_wrap=True)
-    for name in ("time", "share"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column()
-    for name, seconds in campaign.spent_s.items():
-        share = seconds / campaign.wall_s if campaign.wall_s else 0.0
-        table.add_row(_ACCOUNTS[name], format_time(seconds), format_share(share), bar(share, ascii_only=ascii_only))
-    return table
-
-
-def said_campaign(campaign: Campaign) -> str:
-    """What a campaign came to, in some sentences."""
-    causes = Counter(item["cause"] for item in campaign.interruptions)
-    most = ", ".join(f"{name} {count:,}" for name, count in causes.most_common(4))
-    words = (
-        f"{format_time(campaign.wall_s)}: goodput {format_share(campaign.goodput)} (ETTR {format_share(campaign.ettr)}), "
-        f"{campaign.steps:,} steps, {format_count(campaign.tokens)} tokens; {len(campaign.interruptions):,} interruptions"
-        + (f" ({most})" if most else "")
-        + "."
-    )
-    if campaign.mtbf_s is not None:
-        words += f" Something stops the job every {format_time(campaign.mtbf_s)}."
-    if campaign.best_s is not None and campaign.interval_s is not None:
-        assert campaign.young_s is not None
-        assert campaign.daly_s is not None
-        words += (
-            f" A checkpoint every {format_time(campaign.interval_s)}; best would be {format_time(campaign.best_s)}"
-            f" (Young {format_time(campaign.young_s)}, Daly {format_time(campaign.daly_s)})."
-        )
-    if campaign.replicas is not None:
-        seeds = campaign.replicas
-        goodput, stops = seeds["goodput"], seeds["interruptions"]
-        words += (
-            f" Over {seeds['n']:,} seeds goodput {format_share(goodput['mean'])} (90 % within {format_share(goodput['low'])}"
-            f" to {format_share(goodput['high'])}), {stops['mean']:,.0f} interruptions"
-            f" ({stops['low']:,.0f} to {stops['high']:,.0f})."
-        )
-    return words
 
 
 def _breakdown(result: Result, ascii_only: bool) -> Any:
@@ -355,6 +288,12 @@ def show_rows(rows: Sequence[Row], console: Console) -> None:
             cells += [format_time(row.measured), "-" if row.error is None else f"{100 * row.error:+.1f} %"]
         table.add_row(Text(row.label), *cells)
     console.print(table)
+    campaigns = [
+        (row.label, row.result.campaign) for row in rows if row.result is not None and row.result.campaign is not None
+    ]
+    if campaigns:
+        console.print()
+        console.print(table_of(campaigns))
     for row in rows:
         if row.result is None:
             console.print()
