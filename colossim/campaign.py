@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from colossim.cluster import Cluster
 from colossim.engine.campaign import Log, Part, Setting, Source, State, play_campaign
+from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.processes import processes
 from colossim.reliability import best_interval
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.plan import Plan
-from colossim.scenario.rules_campaign import LEAFY
+from colossim.scenario.rules_campaign import LEAFY, unfinished
 from colossim.scenario.schema import NodeGroup, Scenario
+from colossim.units import format_time
 
+#: Checkpoints and faults of a campaign: about a minute each ten million.
+MOST_EVENTS = 20_000_000
 #: Seconds a step of a scenario that differs in its cluster alone.
 StepTime = Callable[[Scenario], float]
 
@@ -30,7 +35,7 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     """The classes of faults and how many components of each the job stands on."""
     if scenario.faults is None:
         return ()
-    nodes = int(np.unique(cluster.gpu_node[: plan.world]).size)
+    nodes = _nodes(plan, cluster)
     fabric = cluster.fabric
     counts = {"gpu": plan.world, "node": nodes, "job": 1}
     if fabric.type in LEAFY:
@@ -39,6 +44,11 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     classes = scenario.faults.classes
     owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
     return tuple(Source(name, classes[name], owner, counts[owner]) for name, owner in owners.items())
+
+
+def _nodes(plan: Plan, cluster: Cluster) -> int:
+    """Nodes that the job stands on."""
+    return int(np.unique(cluster.gpu_node[: plan.world]).size)
 
 
 def mtbf_of(sources: tuple[Source, ...]) -> float:
@@ -53,7 +63,7 @@ def spares_of(scenario: Scenario, plan: Plan) -> int:
 
 
 def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Setting:
-    """What a campaign of the scenario is played with."""
+    """What a campaign of the scenario is played with. Raises ScenarioError (located), SimulationError if it has no end."""
     sources = sources_of(scenario, plan, cluster)
     run, checkpoint = scenario.run, scenario.checkpoint
     duration = float("inf") if run.duration is None else run.duration
@@ -71,6 +81,8 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
         if checkpoint.best:
             mtbf = mtbf_of(sources)
             interval = best_interval(mtbf, write) if np.isfinite(mtbf) and write else float("inf")
+            if (message := unfinished(checkpoint.durable, interval, write)) is not None:
+                raise scenario.located(ScenarioError([Problem("checkpoint.durable", message)]))
         durable = (
             (checkpoint.durable if checkpoint.durable is not None else interval) if checkpoint.asynchronous else 0.0
         )
@@ -79,30 +91,51 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
 
     def step_of(state: State) -> float:
         if state not in known:
-            known[state] = max(step_s, step_time(_in_state(scenario, state)))
+            # Of several node types each may be the one with the slow GPU; where the job has none of it nothing is slower.
+            groups = range(len(scenario.cluster.nodes)) if "gpu" in dict(state) else range(1)
+            known[state] = max(step_s, *(step_time(_in_state(scenario, state, group)) for group in groups))
         return known[state]
 
-    return Setting(step_s, duration, work, sources, interval, write, durable, restart, spare, run.seed, step_of)
+    _check_events(min(duration, work), interval, sources)
+    nodes = _nodes(plan, cluster)
+    return Setting(step_s, duration, work, sources, interval, write, durable, restart, spare, nodes, run.seed, step_of)
 
 
-def _in_state(scenario: Scenario, state: State) -> Scenario:
-    """The scenario with one part of each kind below its rate: the slowest sets the pace, however many there are."""
-    cluster = scenario.cluster
+def _check_events(seconds: float, interval: float, sources: tuple[Source, ...]) -> None:
+    """Raises SimulationError if checkpoints and faults are too many to be played."""
+    events = seconds / interval + sum(seconds * source.count / source.kind.mtbf for source in sources)
+    if events > MOST_EVENTS:
+        raise SimulationError(
+            f"{events:,.3g} checkpoints and faults in {format_time(seconds)} are more than can be played: at most"
+            f" {MOST_EVENTS:,}. Play less time, or look at what fails and is written so often"
+        )
+
+
+def _in_state(scenario: Scenario, state: State, group: int) -> Scenario:
+    """The scenario with one part of each kind below its rate: the slowest sets the pace, however many there are.
+
+    group: of nodes, one of which has the slow GPU.
+    """
     left: dict[Part, float] = dict(state)
-    links: tuple[Part, ...] = ("nic", "nvlink")
-    slowed = tuple(
-        Degraded(node=0, gpu=0, link=link, rate=left[link])  # type: ignore[arg-type]
-        for link in links
-        if link in left
-    )
-    nodes = cluster.nodes
+    cluster = scenario.cluster
+    degraded = list(cluster.degraded)
+    links: tuple[Literal["nic", "nvlink"], ...] = ("nic", "nvlink")
+    for link in links:
+        if link in left:
+            # A link that is below its rate anyhow has the lower of both.
+            place = (0, 0, link)
+            same = [one for one in degraded if (one.node, one.gpu, one.link) == place]
+            rate = min([left[link], *(one.rate for one in same if one.rate is not None)])
+            degraded = [one for one in degraded if one not in same]
+            degraded.append(Degraded(node=0, gpu=0, link=link, rate=rate))
+    nodes = list(cluster.nodes)
     if "gpu" in left:
-        first, *rest = nodes
-        gpu = first.type.gpu.model_copy(update={"pace": first.type.gpu.pace * left["gpu"]})
-        slow = first.type.model_copy(update={"gpu": gpu, "name": f"{first.type.name}, slow"})
-        others = [NodeGroup.model_construct(type=first.type, count=first.count - 1)] if first.count > 1 else []
-        nodes = (NodeGroup.model_construct(type=slow, count=1), *others, *rest)
-    cluster = cluster.model_copy(update={"degraded": (*cluster.degraded, *slowed), "nodes": nodes})
+        own = nodes[group]
+        gpu = own.type.gpu.model_copy(update={"pace": own.type.gpu.pace * left["gpu"]})
+        slow = own.type.model_copy(update={"gpu": gpu, "name": f"{own.type.name}, slow"})
+        rest = [NodeGroup.model_construct(type=own.type, count=own.count - 1)] if own.count > 1 else []
+        nodes[group : group + 1] = [NodeGroup.model_construct(type=slow, count=1), *rest]
+    cluster = cluster.model_copy(update={"degraded": tuple(degraded), "nodes": tuple(nodes)})
     return scenario.model_copy(update={"cluster": cluster})
 
 

@@ -163,10 +163,15 @@ def run(
 ) -> int:
     """Plays SCENARIO (a file, or the name of one that ships) and shows the result."""
     from colossim.batch import play_all
+    from colossim.campaign import is_campaign
+    from colossim.errors import Problem, ScenarioError
     from colossim.result.summary import show_measured, show_rows
     from colossim.scenario.variants import load_variants
 
     variants = load_variants(scenario, set=changes, case=case)
+    if replicas > 1 and not any(is_campaign(variant.scenario) for variant in variants):
+        message = "seeds are a campaign's: write `faults` or `run.duration`, or leave it out"
+        raise ScenarioError([Problem("--replicas", message)])
     if variants[0].scenario.jobs:
         return _run_jobs(variants, out, force, as_json, quiet)
     with progress(quiet) as tell:

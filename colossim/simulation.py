@@ -9,7 +9,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -202,15 +203,12 @@ def simulate(
         message = "plays the fabric alone, in place of a step: `colossim run`, or colossim.offer(scenario)"
         raise scenario.located(ScenarioError([Problem("traffic", message)]))
     began = time.perf_counter()
-    try:
-        with np.errstate(over="raise"):
-            setup = prepare(scenario, progress, must_fit=must_fit)
-            ready = time.perf_counter()
-            record = play_step(setup, progress)
-            done = time.perf_counter()
-            ramp = play_ramp(setup, progress)
-    except (FloatingPointError, OverflowError):
-        raise SimulationError("a quantity of the scenario is too large or too small to reckon with") from None
+    with _within_floats():
+        setup = prepare(scenario, progress, must_fit=must_fit)
+        ready = time.perf_counter()
+        record = play_step(setup, progress)
+        done = time.perf_counter()
+        ramp = play_ramp(setup, progress)
     result = result_of(setup, record, ready - began, done - ready, ramp)
     if not is_campaign(scenario):
         return result
@@ -221,9 +219,20 @@ def simulate(
 
     _tell(progress, "playing the campaign", 0.9)
     laid = setup.laid
-    setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
-    logs = play_replicas(setting, replicas, workers)
-    return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.sources), result.tokens_per_step))
+    with _within_floats():
+        setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
+        logs = play_replicas(setting, replicas, workers)
+        return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.sources), result.tokens_per_step))
+
+
+@contextmanager
+def _within_floats() -> Iterator[None]:
+    """Raises SimulationError where numbers leave what a float holds."""
+    try:
+        with np.errstate(over="raise"):
+            yield
+    except (FloatingPointError, OverflowError):
+        raise SimulationError("a quantity of the scenario is too large or too small to reckon with") from None
 
 
 def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int, int, float]]:

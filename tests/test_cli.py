@@ -465,6 +465,11 @@ def test_odd_changes_are_told(cli, change):
         assert line.startswith((f"--set {path}: ", f"--set `{change}`: ", str(scenario_path("two-pods")) + ":")), line
 
 
+def test_seeds_are_a_campaigns(cli):
+    code, _, err = cli("run", "two-pods", "--no-plots", "--replicas", "3")
+    assert (code, err.startswith("--replicas: seeds are a campaign")) == (2, True)
+
+
 def test_the_last_change_of_a_field_counts(cli):
     changes = ["--set", "job.micro_batch=2", "--set", "job.micro_batch=1"]
     assert "job.micro_batch" not in cli("run", "two-pods", "--no-plots", *changes)[2]

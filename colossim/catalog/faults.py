@@ -42,8 +42,10 @@ class FaultClass(Facts):
     repair: Seconds = Field(
         default="0 s", validate_default=True, description="s until the component is back, in the mean"
     )
-    repair_spread: Factor = Field(default=0.0, description="sigma of lognormal repair times; 0: all alike")
-    shape: Annotated[Factor, Field(gt=0)] = Field(
+    repair_spread: Annotated[Factor, Field(le=5)] = Field(
+        default=0.0, description="sigma of lognormal repair times; 0: all alike"
+    )
+    shape: Annotated[Factor, Field(ge=0.1, le=100)] = Field(
         default=1.0, description="of Weibull lifetimes: below 1 what is new fails more often (infant mortality)"
     )
 

@@ -11,6 +11,7 @@ Progress is counted in seconds of the step time of the whole cluster; slower sta
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -44,6 +45,10 @@ class Source:
     def away(self) -> bool:
         return self.owner in ("gpu", "node")
 
+    def node_of(self, component: int, nodes: int) -> int | None:
+        """The job's node that a component is in or is, of so many; None if a fault takes no node away."""
+        return component * nodes // self.count if self.away else None
+
     @property
     def part(self) -> Part:
         """What runs slower, where it doesn't stop the job."""
@@ -54,8 +59,8 @@ class Source:
 class Setting:
     """A campaign. step_s: of the whole cluster.  duration: s of wall time; work: s of training after which it is done.
 
-    interval, write, durable, restart: s; durable: from a write's start until it can be restarted from.  spares: nodes.
-    step_of: s a step in a state.
+    interval, write, durable, restart: s; durable: from a write's start until it can be restarted from.  spares: nodes
+    that stand by; nodes: of the job.  step_of: s a step in a state.
     """
 
     step_s: float
@@ -67,6 +72,7 @@ class Setting:
     durable: float
     restart: float
     spares: int
+    nodes: int
     seed: int
     step_of: Callable[[State], float]
 
@@ -105,6 +111,19 @@ class _Fault:
     time: float
 
 
+@dataclass(frozen=True)
+class _Saved:
+    """A checkpoint. done: of progress; began, durable: s, when its write began and when it can be restarted from.
+
+    degraded: s that slower running had cost until then.
+    """
+
+    done: float = 0.0
+    began: float = 0.0
+    durable: float = 0.0
+    degraded: float = 0.0
+
+
 class _Over(Exception):
     """The time is up."""
 
@@ -126,11 +145,11 @@ class _Campaign:
         self.env = simpy.Environment()
         self.log = Log(faults={source.name: 0 for source in setting.sources})
         self.done = 0.0
-        #: Progress of checkpoints that can be restarted from, and since when; of corrupt progress those before it count.
-        self.saved: list[tuple[float, float]] = [(0.0, 0.0)]
-        self.corrupt_since: float | None = None
+        self.saved = [_Saved()]
         self.spares = setting.spares
-        self.short = 0
+        #: The job's nodes in whose place none stands, in the order in which they went; switches that are dead.
+        self.empty: deque[int] = deque()
+        self.switches = 0
         self.mended = self.env.event()
         self.wrong: dict[tuple[Part, float], int] = {}
         self.tries = 0
@@ -150,10 +169,14 @@ class _Campaign:
         while True:
             when, component = failures.next()
             yield self.env.timeout(max(0.0, when - self.env.now))
-            self.log.faults[source.name] += 1
-            repair = failures.repair()
-            failures.renew(component, self.env.now + source.kind.detect + repair)
-            self._strike(_Fault(source, component, self.env.now), repair)
+            there = source.node_of(component, self.setting.nodes) not in self.empty
+            repair = failures.repair() if there else 0.0
+            # Another takes the place of what goes away, and what concerns the job as a whole is gone with the restart.
+            stays = source.owner == "leaf" or source.kind.effect in ("degrade", "slow")
+            failures.renew(component, self.env.now + (source.kind.detect + repair if stays else 0.0))
+            if there:
+                self.log.faults[source.name] += 1
+                self._strike(_Fault(source, component, self.env.now), repair)
 
     def _strike(self, fault: _Fault, repair: float) -> None:
         kind = fault.source.kind
@@ -162,15 +185,15 @@ class _Campaign:
         elif kind.effect == "corrupt":
             self.env.process(self._corrupted(fault, repair))
         else:
-            self._stop(fault, repair)
+            self._stop(fault, kind.detect + repair)
 
-    def _stop(self, fault: _Fault, repair: float) -> None:
-        if fault.source.away:
-            self.env.process(self._away(fault.source.kind.detect + repair))
+    def _stop(self, fault: _Fault, seconds: float) -> None:
+        """seconds: until what failed is back."""
+        node = fault.source.node_of(fault.component, self.setting.nodes)
+        if node is not None:
+            self.env.process(self._away(node, seconds))
         elif fault.source.owner == "leaf":
-            # Nothing stands in for a switch: the job waits for it.
-            self.short += 1
-            self.env.process(self._back(fault.source.kind.detect + repair, spare=False))
+            self.env.process(self._switch(seconds))
         self._tell(fault)
 
     def _hampered(self, what: tuple[Part, float], seconds: float) -> Generator[simpy.Event, Any, None]:
@@ -181,27 +204,32 @@ class _Campaign:
         self._tell(None)
 
     def _corrupted(self, fault: _Fault, repair: float) -> Generator[simpy.Event, Any, None]:
-        if self.corrupt_since is None:
-            self.corrupt_since = self.env.now
         yield self.env.timeout(fault.source.kind.detect)
         self._stop(fault, repair)
 
-    def _away(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+    def _away(self, node: int, seconds: float) -> Generator[simpy.Event, Any, None]:
         """A node is out; a spare takes its place, or the job is short of one until some node is back."""
         if self.spares:
             self.spares -= 1
         else:
-            self.short += 1
-        yield from self._back(seconds, spare=True)
-
-    def _back(self, seconds: float, *, spare: bool) -> Generator[simpy.Event, Any, None]:
+            self.empty.append(node)
         yield self.env.timeout(seconds)
-        if self.short:
-            self.short -= 1
-            self.mended.succeed()
-            self.mended = self.env.event()
-        elif spare:
+        if self.empty:
+            self.empty.popleft()
+            self._mend()
+        else:
             self.spares += 1
+
+    def _switch(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+        """Nothing stands in for a switch: the job waits for it."""
+        self.switches += 1
+        yield self.env.timeout(seconds)
+        self.switches -= 1
+        self._mend()
+
+    def _mend(self) -> None:
+        self.mended.succeed()
+        self.mended = self.env.event()
 
     def _end(self) -> Generator[simpy.Event, Any, None]:
         yield self.env.timeout(self.setting.duration)
@@ -233,7 +261,7 @@ class _Campaign:
 
     def _train(self) -> Generator[simpy.Event, Any, None]:
         """Until the next checkpoint is due, or the work is done."""
-        target = min(self.saved[-1][0] + self.setting.interval, self.setting.work)
+        target = min(self.saved[-1].done + self.setting.interval, self.setting.work)
         while self.done < target:
             pace = self.setting.step_s / self.setting.step_of(self.state)
             began, before = self.env.now, self.done
@@ -266,7 +294,8 @@ class _Campaign:
             return
         began = self.env.now
         yield from self._for("checkpoint", self.setting.write)
-        self.saved.append((self.done, max(self.env.now, began + self.setting.durable)))
+        durable = max(self.env.now, began + self.setting.durable)
+        self.saved.append(_Saved(self.done, began, durable, self.log.spent["degraded"]))
         self.log.checkpoints += 1
         self.tries = 0
 
@@ -287,7 +316,7 @@ class _Campaign:
 
     def _recover(self, fault: _Fault) -> Generator[simpy.Event, Any, None]:
         """Rolls back, then detects, waits and restarts; a fault meanwhile begins that anew."""
-        began, lost = self.env.now, self._roll_back()
+        began, lost = self.env.now, self._roll_back(fault)
         while True:
             self.tries += 1
             if self.tries > MOST_TRIES:
@@ -296,12 +325,13 @@ class _Campaign:
                 # What was corrupt is known already.
                 known = fault.source.kind.effect == "corrupt"
                 yield from self._for("detection", 0.0 if known else fault.source.kind.detect)
-                while self.short:
+                while self.empty or self.switches:
                     yield from self._wait()
                 yield from self._for("restart", self.setting.restart)
             except simpy.Interrupt as interrupt:
                 self._note(fault, began, lost)
-                fault, began, lost = cast(_Fault, interrupt.cause), self.env.now, self._roll_back()
+                fault = cast(_Fault, interrupt.cause)
+                began, lost = self.env.now, self._roll_back(fault)
             except _Over:
                 self._note(fault, began, lost)
                 raise
@@ -326,21 +356,23 @@ class _Campaign:
         finally:
             self.log.spent["waiting"] += self.env.now - began
 
-    def _roll_back(self) -> float:
-        """s of work that is lost: since the last checkpoint that is durable, and sound."""
-        now, before = self.env.now, self.corrupt_since if self.corrupt_since is not None else self.env.now
-        while len(self.saved) > 1 and (self.saved[-1][1] > now or self.saved[-1][1] > before):
+    def _roll_back(self, fault: _Fault) -> float:
+        """s that are lost: all since the last checkpoint that is durable, and of a corruption one from before it."""
+        now = self.env.now
+        sound = fault.time if fault.source.kind.effect == "corrupt" else now
+        while len(self.saved) > 1 and (self.saved[-1].durable > now or self.saved[-1].began > sound):
             self.saved.pop()
-        self.corrupt_since = None
-        lost = self.done - self.saved[-1][0]
-        self.done = self.saved[-1][0]
-        self.log.spent["productive"] -= lost
-        self.log.spent["lost_work"] += lost
+        last, spent = self.saved[-1], self.log.spent
+        lost, slower = self.done - last.done, spent["degraded"] - last.degraded
+        self.done = last.done
+        spent["productive"] -= lost
+        spent["degraded"] -= slower
+        spent["lost_work"] += lost + slower
         self._mark()
-        return lost
+        return lost + slower
 
     def _hopeless(self) -> str:
-        rate = sum(source.count / source.kind.mtbf for source in self.setting.sources if source.kind.effect == "stop")
+        rate = sum(source.count / source.kind.mtbf for source in self.setting.sources if source.kind.stops)
         return (
             f"no checkpoint in {MOST_TRIES:,} restarts: faults stop the job every {1 / rate:.3g} s in the mean, a restart "
             f"takes {self.setting.restart:g} s and a checkpoint is due after {self.setting.interval:g} s of training"

@@ -18,14 +18,16 @@ def generator(seed: int, name: str) -> np.random.Generator:
 class Failures:
     """Failures of `count` components of a class, in time.
 
-    Exponential lifetimes are drawn as those of all components together, rate count/mtbf; Weibull ones each by itself, from new,
-    scale mtbf/Gamma(1 + 1/shape).
+    Exponential lifetimes are drawn as those of all components together, rate count/mtbf, without those of components that
+    aren't there; Weibull ones each by itself, from new, scale mtbf/Gamma(1 + 1/shape).
     """
 
     def __init__(self, kind: FaultClass, count: int, rng: np.random.Generator) -> None:
         self.kind, self.count, self.rng = kind, count, rng
         self.now = 0.0
         self._ends: np.ndarray | None = None
+        #: Of exponential lifetimes: when a component is there again.
+        self._until: dict[int, float] = {}
         if kind.shape != 1.0:
             self._scale = kind.mtbf / math.gamma(1.0 + 1.0 / kind.shape)
             self._ends = self._scale * rng.weibull(kind.shape, count)
@@ -33,15 +35,20 @@ class Failures:
     def next(self) -> tuple[float, int]:
         """(s at which the next component fails, its number)."""
         if self._ends is None:
-            self.now += float(self.rng.exponential(self.kind.mtbf / self.count))
-            return self.now, int(self.rng.integers(self.count))
+            while True:
+                self.now += float(self.rng.exponential(self.kind.mtbf / self.count))
+                component = int(self.rng.integers(self.count))
+                if self._until.get(component, 0.0) <= self.now:
+                    return self.now, component
         component = int(np.argmin(self._ends))
         self.now = float(self._ends[component])
         return self.now, component
 
     def renew(self, component: int, when: float) -> None:
-        """A component is new from `when` on."""
-        if self._ends is not None:
+        """A component, or the one in its place, is new from `when` on, and until then can't fail."""
+        if self._ends is None:
+            self._until[component] = when
+        else:
             self._ends[component] = when + self._scale * float(self.rng.weibull(self.kind.shape))
 
     def repair(self) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from colossim.catalog.faults import OWNERS
+from colossim.catalog.faults import OWNERS, Component, Effect
 from colossim.scenario.schema import Scenario
 from colossim.units import format_time
 
 #: Fabrics whose nodes hang on leaf switches.
 LEAFY = ("rail-optimized", "fat-tree")
+#: What an effect can be of, where not of all.
+_OF: dict[Effect, tuple[Component, ...]] = {"degrade": ("gpu",), "slow": ("gpu", "node")}
 
 
 def check_campaign(scenario: Scenario, report: Callable[[str, str], None]) -> None:
@@ -26,12 +28,16 @@ def _check_faults(scenario: Scenario, report: Callable[[str, str], None]) -> Non
         return
     if not faults.classes:
         report("faults", "has no class of faults: name a profile, or write some, such as `gpu: {mtbf: 80000 h}`")
-    for name in faults.classes:
-        if faults.owner(name) is None:
+    for name, kind in faults.classes.items():
+        owner = faults.owner(name)
+        if owner is None:
             message = "is no component that is known: say `per` (gpu, node, leaf or job) in it, or name it one of"
             report(f"faults.{name}", f"{message} {', '.join(OWNERS)}")
-        if faults.owner(name) == "leaf" and fabric.type not in LEAFY:
+        elif owner == "leaf" and fabric.type not in LEAFY:
             report(f"faults.{name}", f"a fabric of type {fabric.type} has no leaf switches that could fail")
+        elif owner not in _OF.get(kind.effect, (owner,)):
+            whose = " or ".join(_OF[kind.effect])
+            report(f"faults.{name}.effect", f"{kind.effect} is of a {whose}, not of a {owner}: stop would do")
     if scenario.checkpoint is None and any(kind.stops for kind in faults.classes.values()):
         message = "need to know what a restart costs: say `checkpoint: {interval, write, restart}`, too"
         report("faults", message)
@@ -59,8 +65,12 @@ def _check_checkpoint(scenario: Scenario, report: Callable[[str, str], None]) ->
             " it trains"
         )
         report("checkpoint.write", message)
-    elif durable is not None and durable > interval + write:
-        message = (
-            f"{format_time(durable)}: the next write, {format_time(interval + write)} later, would find it unfinished"
-        )
-        report("checkpoint.durable", message)
+    elif (late := unfinished(durable, interval, write)) is not None:
+        report("checkpoint.durable", late)
+
+
+def unfinished(durable: float | None, interval: float, write: float) -> str | None:
+    """What is wrong with checkpoints that are durable after so long; None if nothing is. All in s."""
+    if durable is None or durable <= interval + write:
+        return None
+    return f"{format_time(durable)}: the next write, {format_time(interval + write)} later, would find it unfinished"
