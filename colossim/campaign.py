@@ -14,11 +14,14 @@ from colossim.engine.campaign import Log, Part, Setting, Source, State, play_cam
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.processes import processes
 from colossim.reliability import best_interval
+from colossim.scenario.campaign import Checkpoint
 from colossim.scenario.degraded import Degraded
+from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
-from colossim.scenario.rules_campaign import LEAFY, unfinished
+from colossim.scenario.rules_campaign import LEAFY, check_times
 from colossim.scenario.schema import NodeGroup, Scenario
 from colossim.units import format_time
+from colossim.workload.transformer import parameters
 
 #: Checkpoints and faults of a campaign: about a minute each ten million.
 MOST_EVENTS = 20_000_000
@@ -35,7 +38,7 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     """The classes of faults and how many components of each the job stands on."""
     if scenario.faults is None:
         return ()
-    nodes = _nodes(plan, cluster)
+    nodes = nodes_of(plan, cluster)
     fabric = cluster.fabric
     counts = {"gpu": plan.world, "node": nodes, "job": 1}
     if fabric.type in LEAFY:
@@ -46,7 +49,7 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     return tuple(Source(name, classes[name], owner, counts[owner]) for name, owner in owners.items())
 
 
-def _nodes(plan: Plan, cluster: Cluster) -> int:
+def nodes_of(plan: Plan, cluster: Cluster) -> int:
     """Nodes that the job stands on."""
     return int(np.unique(cluster.gpu_node[: plan.world]).size)
 
@@ -73,19 +76,10 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
     if scenario.job.tokens is not None:
         tokens = scenario.job.global_batch * scenario.job.sequence_length
         work = min(work, np.ceil(scenario.job.tokens / tokens) * step_s)
-    if checkpoint is None:
-        interval, write, durable, restart = float("inf"), 0.0, 0.0, 0.0
-    else:
-        write, restart = checkpoint.write, checkpoint.restart
-        interval = checkpoint.interval
-        if checkpoint.best:
-            mtbf = mtbf_of(sources)
-            interval = best_interval(mtbf, write) if np.isfinite(mtbf) and write else float("inf")
-            if (message := unfinished(checkpoint.durable, interval, write)) is not None:
-                raise scenario.located(ScenarioError([Problem("checkpoint.durable", message)]))
-        durable = (
-            (checkpoint.durable if checkpoint.durable is not None else interval) if checkpoint.asynchronous else 0.0
-        )
+    interval, write, durable, restart = float("inf"), 0.0, 0.0, 0.0
+    if checkpoint is not None:
+        interval, write, durable = times_of(scenario, checkpoint, nodes_of(plan, cluster), mtbf_of(sources))
+        restart = checkpoint.restart
     spare = spares_of(scenario, plan)
     known: dict[State, float] = {(): step_s}
 
@@ -97,8 +91,38 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
         return known[state]
 
     _check_events(min(duration, work), interval, sources)
-    nodes = _nodes(plan, cluster)
+    nodes = nodes_of(plan, cluster)
     return Setting(step_s, duration, work, sources, interval, write, durable, restart, spare, nodes, run.seed, step_of)
+
+
+def checkpoint_bytes(job: JobSpec) -> float:
+    """What a checkpoint holds: of each parameter its 16-bit weight and its optimizer state, once for all replicas."""
+    return (2.0 + job.software.optimizer_bytes) * parameters(job.model)
+
+
+def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float) -> tuple[float, float, float]:
+    """s between two checkpoints, for which a write blocks, and from its start until it can be restarted from.
+
+    nodes: of the job, each of which writes as much.  mtbf: s. Raises ScenarioError (located) if these can't be together.
+    """
+    stored = None
+    if checkpoint.storage is not None:
+        size = checkpoint_bytes(scenario.job)
+        ways = ((checkpoint.storage.node, nodes), (checkpoint.storage.total, 1))
+        stored = size / min(rate * many for rate, many in ways if rate is not None)
+    write = checkpoint.write if checkpoint.write is not None else stored
+    assert write is not None, "a rule says so"
+    interval = checkpoint.interval
+    if checkpoint.best:
+        interval = best_interval(mtbf, write) if np.isfinite(mtbf) and write else float("inf")
+    durable = write
+    if checkpoint.asynchronous:
+        durable = next((s for s in (checkpoint.durable, stored) if s is not None), interval)
+    problems: list[Problem] = []
+    check_times(interval, write, durable, lambda field, message: problems.append(Problem(field, message)))
+    if problems:
+        raise scenario.located(ScenarioError(problems))
+    return interval, write, durable
 
 
 def _check_events(seconds: float, interval: float, sources: tuple[Source, ...]) -> None:

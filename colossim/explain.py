@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.campaign import is_campaign, mtbf_of, sources_of, spares_of
+from colossim.campaign import checkpoint_bytes, is_campaign, mtbf_of, nodes_of, sources_of, spares_of, times_of
 from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
 from colossim.jobs import stand
@@ -29,6 +29,7 @@ from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import active_parameters, parameters
 
 Section = dict[str, str]
+_OWNERS = {"gpu": "GPUs", "node": "nodes", "leaf": "leaf switches", "job": "job"}
 #: Links that are named.
 _NAMED = 4
 
@@ -106,14 +107,17 @@ def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
     section = {}
     for source in sources:
         rate = format_time(source.kind.mtbf / source.count)
-        section[source.name] = f"every {rate} one of {source.count:,} ({source.owner}s): {source.kind.effect}"
+        section[source.name] = f"every {rate} one of {source.count:,} ({_OWNERS[source.owner]}): {source.kind.effect}"
     mtbf, checkpoint = mtbf_of(sources), scenario.checkpoint
     if math.isfinite(mtbf):
         section["stops the job"] = f"something, every {format_time(mtbf)}"
     if checkpoint is not None:
-        every = "the best interval" if checkpoint.best else format_time(checkpoint.interval)
-        best = format_time(best_interval(mtbf, checkpoint.write)) if checkpoint.write and math.isfinite(mtbf) else ""
-        section["checkpoint"] = f"after {every} of training" + (f"; best would be {best}" if best else "")
+        interval, write, _ = times_of(scenario, checkpoint, nodes_of(plan, cluster), mtbf)
+        best = format_time(best_interval(mtbf, write)) if write and math.isfinite(mtbf) else ""
+        size = format_size(checkpoint_bytes(scenario.job))
+        section["checkpoint"] = f"{size} after {format_time(interval)} of training, blocks for {format_time(write)}" + (
+            f"; the best interval is {best}" if best else ""
+        )
     section["spares"] = f"{spares_of(scenario, plan):,} nodes"
     return section
 

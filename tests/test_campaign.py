@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from colossim.campaign import setting_of
+from colossim.campaign import setting_of, times_of
 from colossim.catalog.faults import FaultClass
 from colossim.engine.campaign import Log, Setting, Source, play_campaign
 from colossim.engine.faults import Failures, generator
@@ -30,6 +30,7 @@ from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenario_path
 from colossim.simulation import prepare, simulate
 from colossim.units import format_time
+from colossim.workload import transformer
 
 HOUR = 3600.0
 
@@ -425,9 +426,10 @@ def test_check_tells_what_fails_how_often():
     weeks = explain(load_scenario("two-pods", set=CAMPAIGN))["weeks"]
     scenario = load_scenario("two-pods")
     gpus = derive(scenario).world
-    assert weeks["gpu"] == f"every {format_time(2000 * HOUR / gpus)} one of {gpus} (gpus): stop"
+    assert weeks["gpu"] == f"every {format_time(2000 * HOUR / gpus)} one of {gpus} (GPUs): stop"
     assert weeks["stops the job"] == f"something, every {format_time(2000 * HOUR / gpus)}"
-    assert weeks["checkpoint"].startswith("after 20.0 min of training; best would be ")
+    best = format_time(best_interval(2000 * HOUR / gpus, 10.0))
+    assert weeks["checkpoint"].endswith(f"after 20.0 min of training, blocks for 10.0 s; the best interval is {best}")
     assert "weeks" not in explain(scenario)
 
 
@@ -558,3 +560,40 @@ def test_what_has_no_end_is_refused(changes):
 def test_odd_campaigns_are_told(change, says):
     with pytest.raises(ScenarioError, match=says):
         simulate(load_scenario("two-pods", set=[*CAMPAIGN, change]))
+
+
+@pytest.mark.parametrize(
+    ("storage", "seconds"),
+    [
+        ("{node: 2 GB/s}", "size / (nodes * 2e9)"),
+        ("{total: 40 GB/s}", "size / 40e9"),
+        ("{node: 2 GB/s, total: 1 GB/s}", "size / 1e9"),
+    ],
+)
+def test_a_write_takes_what_the_storage_takes(storage, seconds):
+    """14 bytes a parameter, once for all replicas, at the slower of nodes and storage; asynchronous that is until durable."""
+    restart = "restart: 5 min, interval: 20 min"
+    scenario = load_scenario("two-pods", set=[*CAMPAIGN[:3], f"checkpoint={{storage: {storage}, {restart}}}"])
+    size, nodes = 14 * transformer.parameters(scenario.job.model), 16
+    expected = eval(seconds, {"size": size, "nodes": nodes})
+    assert times_of(scenario, scenario.checkpoint, nodes, 3600.0) == pytest.approx((1200.0, expected, expected))
+    beside = f"checkpoint={{storage: {storage}, write: 2 s, asynchronous: true, {restart}}}"
+    scenario = load_scenario("two-pods", set=[*CAMPAIGN[:3], beside])
+    assert times_of(scenario, scenario.checkpoint, nodes, 3600.0) == pytest.approx((1200.0, 2.0, expected))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "says"),
+    [
+        ("{interval: 20 min, restart: 5 min}", "that a write takes, or `storage`"),
+        ("{interval: 20 min, restart: 5 min, storage: {}}", "says no rate"),
+        (
+            "{interval: 20 min, restart: 5 min, storage: {total: 1 GB/s}, asynchronous: true}",
+            "the copy to the host blocks",
+        ),
+        ("{interval: 20 s, restart: 5 min, storage: {total: 1 GB/s}}", "no shorter than the interval of 20.0 s"),
+    ],
+)
+def test_odd_storage_is_told(checkpoint, says):
+    with pytest.raises(ScenarioError, match=says):
+        simulate(load_scenario("two-pods", set=[*CAMPAIGN[:3], f"checkpoint={checkpoint}"]))

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from colossim import units
 from colossim.catalog.facts import Facts
-from colossim.catalog.quantities import Quantity, Seconds
+from colossim.catalog.quantities import Quantity, Rate, Seconds
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,32 @@ class _Interval(Quantity):
         return {"anyOf": [super().json_schema(), {"const": "optimal"}]}
 
 
+class Storage(Facts):
+    """What takes the checkpoints, at the rate of whichever is slower: each node its equal share, or all of them together."""
+
+    node: Rate | None = Field(default=None, description="bytes/s that a node writes")
+    total: Rate | None = Field(default=None, description="bytes/s that the storage takes of all nodes")
+
+
 class Checkpoint(Facts):
     """Checkpoints, and what a restart from one costs."""
 
     interval: Annotated[float, _Interval(units.TIME, zero=False)] = Field(
         description="s of training between two, or optimal: what failure rate and cost make best"
     )
-    write: Seconds = Field(description="s for which a write blocks the job")
+    write: Seconds | None = Field(
+        default=None, description="s for which a write blocks the job; what `storage` takes for it when absent"
+    )
+    storage: Storage | None = Field(
+        default=None, description="where weights and optimizer states go: how long a write takes until it is durable"
+    )
     asynchronous: bool = Field(
         default=False, description="the write goes on beside training: what blocks is the copy to the host's memory"
     )
     durable: Seconds | None = Field(
         default=None,
-        description="s from an asynchronous write's start until it can be restarted from; the interval when absent",
+        description="s from an asynchronous write's start until it can be restarted from; when absent by `storage`, or the"
+        " interval",
     )
     restart: Seconds = Field(
         description="s from a job that stands still to one that trains again, its checkpoint loaded"

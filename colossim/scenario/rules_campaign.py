@@ -47,30 +47,39 @@ def _check_checkpoint(scenario: Scenario, report: Callable[[str, str], None]) ->
     checkpoint, faults = scenario.checkpoint, scenario.faults
     if checkpoint is None:
         return
-    interval, write, durable = checkpoint.interval, checkpoint.write, checkpoint.durable
-    if durable is not None and not checkpoint.asynchronous:
+    if checkpoint.storage is not None and checkpoint.storage.node is None and checkpoint.storage.total is None:
+        report("checkpoint.storage", "says no rate: {node: 2 GB/s}, {total: 400 GB/s}, or both")
+    if checkpoint.write is None and (checkpoint.storage is None or checkpoint.asynchronous):
+        what = (
+            "for which the copy to the host blocks" if checkpoint.asynchronous else "that a write takes, or `storage`"
+        )
+        report("checkpoint.write", f"is missing: s {what}")
+    if checkpoint.durable is not None and not checkpoint.asynchronous:
         message = "is of asynchronous writes, others can be restarted from when they end: leave it out"
         report("checkpoint.durable", message)
-    elif durable is not None and durable < write:
-        message = f"{format_time(durable)}: the copy that blocks takes {format_time(write)} of it: say at least as much"
-        report("checkpoint.durable", message)
-    if checkpoint.best:
-        if not write or faults is None or not any(kind.stops for kind in faults.classes.values()):
-            missing = "checkpoints that take time" if not write else "faults that stop the job"
-            report("checkpoint.interval", f"an optimal one needs {missing}: say how long it is")
-        return
+    if checkpoint.best and (faults is None or not any(kind.stops for kind in faults.classes.values())):
+        report("checkpoint.interval", "an optimal one needs faults that stop the job: say how long it is")
+    if checkpoint.best and checkpoint.write == 0:
+        report("checkpoint.interval", "an optimal one needs checkpoints that take time: say how long it is")
+    if not checkpoint.best and checkpoint.write is not None:
+        durable = checkpoint.durable if checkpoint.asynchronous else None
+        check_times(checkpoint.interval, checkpoint.write, checkpoint.write if durable is None else durable, report)
+
+
+def check_times(interval: float, write: float, durable: float, report: Callable[[str, str], None]) -> None:
+    """What is known when the job is laid out: how long writes take, and what interval is best. All in s.
+
+    durable: from a write's start until it can be restarted from.
+    """
     if write >= interval:
         message = (
             f"{format_time(write)} is no shorter than the interval of {format_time(interval)}: the job would write more than"
             " it trains"
         )
         report("checkpoint.write", message)
-    elif (late := unfinished(durable, interval, write)) is not None:
-        report("checkpoint.durable", late)
-
-
-def unfinished(durable: float | None, interval: float, write: float) -> str | None:
-    """What is wrong with checkpoints that are durable after so long; None if nothing is. All in s."""
-    if durable is None or durable <= interval + write:
-        return None
-    return f"{format_time(durable)}: the next write, {format_time(interval + write)} later, would find it unfinished"
+    elif durable < write:
+        message = f"{format_time(durable)}: the copy that blocks takes {format_time(write)} of it: say at least as much"
+        report("checkpoint.durable", message)
+    elif durable > interval + write:
+        late = format_time(interval + write)
+        report("checkpoint.durable", f"{format_time(durable)}: the next write, {late} later, would find it unfinished")
