@@ -157,13 +157,13 @@ def interval(result: Result, ax: Axes | None = None) -> Axes:
             f"{result.scenario}: checkpoints that take time and faults that stop the job have a best interval"
         )
     if ax is None:
-        ax = new_axes(8, 4.6)
+        ax = new_axes(8, 5.2)
     chosen = campaign.interval_s
     marks = [best, *([chosen] if chosen is not None else [])]
     grid = np.geomspace(min(marks) / 12, max(*marks, mtbf) * 1.5, 400)
     exact = [1.0 / wall_over_work(at, mtbf, write, restart) for at in grid]
     linear = [ettr(1.0, 1.0 / mtbf, at, write, restart) for at in grid]
-    ax.plot(grid / 60, exact, color=_DARK, linewidth=2, label="exact, for faults that stop the job")
+    ax.plot(grid / 60, exact, color=_DARK, linewidth=2, label="exact formula: spares at hand, nothing else wrong")
     ax.plot(
         grid / 60, linear, color="#888888", linestyle="--", linewidth=1.2, label="to first order (Kokolis et al. 2024)"
     )
@@ -185,7 +185,7 @@ def interval(result: Result, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("training between two checkpoints (min)")
     ax.set_ylabel("goodput")
     ax.grid(alpha=0.3)
-    ax.legend(loc="lower left", fontsize=9)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)
     title(
         ax,
         f"{result.scenario}: something stops the job every {format_time(mtbf)}; a checkpoint blocks it for "
