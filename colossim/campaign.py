@@ -23,8 +23,8 @@ from colossim.scenario.schema import NodeGroup, Scenario
 from colossim.units import format_time
 from colossim.workload.transformer import parameters
 
-#: Checkpoints and faults of a campaign: about a minute each ten million.
-MOST_EVENTS = 20_000_000
+#: Checkpoints and faults of a campaign: about 6 us each checkpoint and 34 each fault, so that it ends within minutes.
+MOST_EVENTS = 5_000_000
 #: Seconds a step of a scenario that differs in its cluster alone.
 StepTime = Callable[[Scenario], float]
 
@@ -43,7 +43,8 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     counts = {"gpu": plan.world, "node": nodes, "job": 1}
     if fabric.type in LEAFY:
         rails = max(t.rails for t in cluster.node_types) if fabric.type == "rail-optimized" else 1
-        counts["leaf"] = -(-nodes // fabric.nodes_per_pod) * rails
+        pods = np.unique(cluster.gpu_node[: plan.world] // fabric.nodes_per_pod)
+        counts["leaf"] = pods.size * rails
     classes = scenario.faults.classes
     owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
     return tuple(Source(name, classes[name], owner, counts[owner]) for name, owner in owners.items())
@@ -85,9 +86,9 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
 
     def step_of(state: State) -> float:
         if state not in known:
-            # Of several node types each may be the one with the slow GPU; where the job has none of it nothing is slower.
-            groups = range(len(scenario.cluster.nodes)) if "gpu" in dict(state) else range(1)
-            known[state] = max(step_s, *(step_time(_in_state(scenario, state, group)) for group in groups))
+            # Of several node types each may be the one with the slow GPU.
+            places = _places(plan, cluster) if "gpu" in dict(state) else _places(plan, cluster)[:1]
+            known[state] = max(step_s, *(step_time(in_state(scenario, state, *place)) for place in places))
         return known[state]
 
     _check_events(min(duration, work), interval, sources)
@@ -135,10 +136,17 @@ def _check_events(seconds: float, interval: float, sources: tuple[Source, ...]) 
         )
 
 
-def _in_state(scenario: Scenario, state: State, group: int) -> Scenario:
+def _places(plan: Plan, cluster: Cluster) -> list[tuple[int, int]]:
+    """(node, GPU in it) of the job's first rank, and of the first on each other node type."""
+    kinds = cluster.gpu_type[: plan.world]
+    ranks = sorted(int(np.argmax(kinds == kind)) for kind in np.unique(kinds))
+    return [(int(cluster.gpu_node[rank]), int(cluster.gpu_local[rank])) for rank in ranks]
+
+
+def in_state(scenario: Scenario, state: State, node: int, gpu: int) -> Scenario:
     """The scenario with one part of each kind below its rate: the slowest sets the pace, however many there are.
 
-    group: of nodes, one of which has the slow GPU.
+    node, gpu: where: of the cluster, and in the node.
     """
     left: dict[Part, float] = dict(state)
     cluster = scenario.cluster
@@ -147,20 +155,30 @@ def _in_state(scenario: Scenario, state: State, group: int) -> Scenario:
     for link in links:
         if link in left:
             # A link that is below its rate anyhow has the lower of both.
-            place = (0, 0, link)
-            same = [one for one in degraded if (one.node, one.gpu, one.link) == place]
+            same = [one for one in degraded if (one.node, one.gpu, one.link) == (node, gpu, link)]
             rate = min([left[link], *(one.rate for one in same if one.rate is not None)])
             degraded = [one for one in degraded if one not in same]
-            degraded.append(Degraded(node=0, gpu=0, link=link, rate=rate))
-    nodes = list(cluster.nodes)
-    if "gpu" in left:
-        own = nodes[group]
-        gpu = own.type.gpu.model_copy(update={"pace": own.type.gpu.pace * left["gpu"]})
-        slow = own.type.model_copy(update={"gpu": gpu, "name": f"{own.type.name}, slow"})
-        rest = [NodeGroup.model_construct(type=own.type, count=own.count - 1)] if own.count > 1 else []
-        nodes[group : group + 1] = [NodeGroup.model_construct(type=slow, count=1), *rest]
-    cluster = cluster.model_copy(update={"degraded": tuple(degraded), "nodes": tuple(nodes)})
+            degraded.append(Degraded(node=node, gpu=gpu, link=link, rate=rate))
+    nodes = _with_slow(cluster.nodes, node, left["gpu"]) if "gpu" in left else cluster.nodes
+    cluster = cluster.model_copy(update={"degraded": tuple(degraded), "nodes": nodes})
     return scenario.model_copy(update={"cluster": cluster})
+
+
+def _with_slow(groups: tuple[NodeGroup, ...], node: int, pace: float) -> tuple[NodeGroup, ...]:
+    """Groups of nodes with slower GPUs in one of them: a synchronous step waits for one as for all of a node."""
+    found: list[NodeGroup] = []
+    first = 0
+    for group in groups:
+        place = node - first
+        first += group.count
+        if not 0 <= place < group.count:
+            found.append(group)
+            continue
+        gpu = group.type.gpu.model_copy(update={"pace": group.type.gpu.pace * pace})
+        slow = group.type.model_copy(update={"gpu": gpu, "name": f"{group.type.name}, slow"})
+        parts = ((group.type, place), (slow, 1), (group.type, group.count - place - 1))
+        found += [NodeGroup.model_construct(type=kind, count=count) for kind, count in parts if count]
+    return tuple(found)
 
 
 def play_replicas(setting: Setting, replicas: int, workers: int = 1) -> list[Log]:

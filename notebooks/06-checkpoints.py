@@ -38,7 +38,7 @@ print(f"{'case':40} {'interval':>9} {'goodput':>8} {'by formula':>11}")
 for variant in colossim.load_variants("colossus-100k-campaign"):
     run = runs[variant.label] = colossim.simulate(variant.scenario)
     weeks = run.campaign
-    print(f"{variant.label:40} {weeks.interval_s:>7.0f} s {run.goodput:>8.1%} {weeks.formula:>11.1%}")
+    print(f"{variant.label:40} {weeks.interval_s:>7.0f} s {run.goodput:>8.1%} {weeks.goodput_by_formula:>11.1%}")
 
 # %% [markdown]
 # The formula is exact for faults that all stop the job at once. Here some are corruptions that are found after an hour, which cost

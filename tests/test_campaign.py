@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from colossim.campaign import setting_of, times_of
+from colossim.campaign import in_state, setting_of, times_of
 from colossim.catalog.faults import FaultClass
 from colossim.engine.campaign import Log, Setting, Source, play_campaign
 from colossim.engine.faults import Failures, generator
@@ -524,13 +524,30 @@ def test_a_slow_gpu_is_of_the_type_that_it_slows_most(order):
     assert setting.step_of((("gpu", 0.5),)) > 1.3 * step
 
 
-def test_a_link_that_is_slow_already_has_the_lower_rate():
-    changes = [*CAMPAIGN, "cluster.degraded=[{node: 0, gpu: 0, link: nic, rate: 10 %}]"]
-    scenario = load_scenario("two-pods", set=changes)
+@pytest.mark.parametrize(("there", "fault", "lower"), [(0.1, 0.25, 0.1), (0.5, 0.25, 0.25)])
+def test_a_link_that_is_slow_already_has_the_lower_rate(there, fault, lower):
+    scenario = load_scenario("two-pods", set=[f"cluster.degraded=[{{node: 0, gpu: 0, link: nic, rate: {there}}}]"])
+    (one,) = in_state(scenario, (("nic", fault),), 0, 0).cluster.degraded
+    assert (one.node, one.gpu, one.link, one.rate) == (0, 0, "nic", lower)
+
+
+def test_what_is_slow_is_a_part_of_the_job():
+    """On the second pod's nodes alone: a link of theirs, and GPUs of a node in the middle of its group."""
+    where = ["job.placement=[8, 9, 10, 11, 12, 13, 14, 15]", "job.global_batch=64", *CAMPAIGN]
+    scenario = load_scenario("two-pods", set=where)
     laid = prepare(scenario).laid
     step = simulate(strip(scenario)).step_time_s
-    setting = setting_of(scenario, laid.plan, laid.cluster, step, lambda other: simulate(strip(other)).step_time_s)
-    assert setting.step_of((("nic", 0.25),)) == step
+    seen = []
+
+    def step_time(other):
+        seen.append(other)
+        return simulate(strip(other)).step_time_s
+
+    setting = setting_of(scenario, laid.plan, laid.cluster, step, step_time)
+    assert setting.step_of((("nic", 0.1),)) > step
+    assert setting.step_of((("gpu", 0.5),)) > setting.step_of((("gpu", 0.8),)) > step
+    assert seen[0].cluster.degraded[-1].node == 8
+    assert [(group.count, group.type.gpu.pace) for group in seen[1].cluster.nodes] == [(8, 1.0), (1, 0.5), (7, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -548,6 +565,7 @@ def test_what_has_no_end_is_refused(changes):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ("when_short=shrink", "available yet"),
         ("faults.gpu.shape=0.001", "at least 0.1"),
         ("faults.gpu.repair_spread=1e200", "at most 5"),
         ("faults.leaf={mtbf: 9 h, effect: degrade}", "degrade is of a gpu, not of a leaf"),

@@ -272,6 +272,17 @@ def test_gradients_that_add_up_are_whole_until_their_chunk_ends(micro_batches, c
     assert whole == pytest.approx(4 * local_of(plan, job, 1).dense * chunks / 2)
 
 
+def test_gradients_that_nobody_shares_are_there_once():
+    """D c / e = 1: each expert's are on one rank alone, whole anyhow; only dense ones add up beside shards."""
+    changes = ("job.parallelism.data=8", "job.global_batch=64", "job.parallelism.sharding=gradients")
+    plan, job = job_of("colossus-100k", *changes)
+    _, last = job_of("colossus-100k", *changes, "job.software.scatters_last=true")
+    assert plan.expert_group == 1
+    whole = stage_memory(plan, last, 1).gradients - stage_memory(plan, job, 1).gradients
+    one_chunk = local_of(plan, job, 1).dense / plan.chunks
+    assert whole == pytest.approx(4 * one_chunk)
+
+
 @pytest.mark.parametrize(("case", "states"), [("memory-7b-4gpu-tp1-pp4", 30.0), ("memory-7b-6gpu-tp2-pp1-fsdp", 28.0)])
 def test_copies_and_temporaries_of_the_optimizer_stand_at_the_peak(case, states):
     """2 + 2 + 12 a parameter, the gradients' fp32 copy 4, AdamW's denominator twice 8, ZeRO-1's flattened gradients 2."""

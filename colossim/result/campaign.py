@@ -18,7 +18,7 @@ INTERRUPTION = ("time_s", "cause", "component", "lost_s", "restart_s")
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign's numbers, of the first seed where nothing else is said; s, and bytes of nothing.
+    """A campaign's numbers, of the first seed where nothing else is said.
 
     goodput: step time that counts over wall time.  ettr: the same with slower running counted whole (Kokolis et al. 2024).
     spent_s: the ledger; it adds up to wall_s.  mtbf_s: between faults that stop the job, in the mean; interval_s: between
@@ -44,7 +44,7 @@ class Campaign:
     young_s: float | None
     daly_s: float | None
     best_s: float | None
-    formula: float | None
+    goodput_by_formula: float | None
     replicas: dict[str, Any] | None
     logs: tuple[Log, ...]
 
@@ -85,7 +85,7 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, tokens_pe
         young_s=young(mtbf, setting.write) if blocks else None,
         daly_s=daly(mtbf, setting.write) if blocks else None,
         best_s=best_interval(mtbf, setting.write) if blocks else None,
-        formula=1.0 / wall_over_work(setting.interval, mtbf, setting.write, restart)
+        goodput_by_formula=1.0 / wall_over_work(setting.interval, mtbf, setting.write, restart)
         if stops and math.isfinite(setting.interval)
         else None,
         replicas=_over_seeds(logs) if len(logs) > 1 else None,

@@ -152,7 +152,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         ),
         *(
             (key, scenario.faults is None and scenario.run.duration is None, "nothing fails: write `faults`")
-            for key in ("checkpoint", "spares")
+            for key in ("checkpoint", "spares", "when_short")
         ),
         (
             "run.seed",

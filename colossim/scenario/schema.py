@@ -146,6 +146,9 @@ class Scenario(Facts):
     spares: Natural | None = Field(
         default=None, description="nodes that stand by for failed ones; those that the job doesn't use when absent"
     )
+    when_short: Literal["wait", "shrink"] = Field(
+        default="wait", description="what the job does without a spare: wait for a node, or go on with fewer replicas"
+    )
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="variants, as a product")

@@ -186,15 +186,19 @@ def _activations(plan: Plan, job: JobSpec, stage: int) -> tuple[float, float]:
     return here + min(job.parallelism.defer_head, plan.micro_batches) * waiting, max(away)
 
 
-def _adding_up(plan: Plan, job: JobSpec, stage: int) -> float:
-    """Local parameters whose whole gradients are there at the fullest moment, where chunks scatter them when they end."""
+def _adding_up(plan: Plan, job: JobSpec, stage: int, *, dense: bool, experts: bool) -> float:
+    """Local parameters whose whole gradients are there at the fullest moment, where chunks scatter them when they end.
+
+    dense, experts: whether gradients of these are scattered at all.
+    """
     model, sizes = job.model, [0.0] * plan.chunks
     for chunk in range(plan.chunks):
         for layer in chunk_layers(plan.pipeline, plan.layers, stage, chunk):
             local = local_layer(model, layer, plan.tensor, plan.expert, plan.expert_tensor)
-            sizes[chunk] += local.dense + local.experts
-    sizes[0] += local_ends(model, plan.tensor, first=stage == 0, last=False, pipeline=plan.pipeline)
-    sizes[-1] += local_ends(model, plan.tensor, first=False, last=stage == plan.pipeline - 1, pipeline=plan.pipeline)
+            sizes[chunk] += dense * local.dense + experts * local.experts
+    sizes[0] += dense * local_ends(model, plan.tensor, first=stage == 0, last=False, pipeline=plan.pipeline)
+    last = stage == plan.pipeline - 1
+    sizes[-1] += dense * local_ends(model, plan.tensor, first=False, last=last, pipeline=plan.pipeline)
     moments = adding_up(job.parallelism.schedule, stage, plan.pipeline, plan.micro_batches, plan.chunks)
     return max(sum(sizes[chunk] for chunk in chunks) for chunks in moments)
 
@@ -217,8 +221,10 @@ def stage_memory(plan: Plan, job: JobSpec, stage: int) -> Memory:
         parameters += stack.shard_bytes * count / group if level >= 3 else _WEIGHT * count
         gradients += stack.gradient_bytes * count / (group if level >= 2 else 1)
         shard += count / (group if level >= 1 else 1)
-    if level == 2 and job.software.scatters_last and plan.replica_group > 1:
-        gradients += stack.gradient_bytes * _adding_up(plan, job, stage)
+    if level == 2 and job.software.scatters_last:
+        gradients += stack.gradient_bytes * _adding_up(
+            plan, job, stage, dense=plan.sharding_group > 1, experts=of_experts > 1
+        )
     if whole_weights.applies(job):
         shard = whole_weights.fullest(plan, job, stage)
     if level >= 3:
