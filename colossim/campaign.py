@@ -31,7 +31,7 @@ StepTime = Callable[[Scenario], float]
 
 def is_campaign(scenario: Scenario) -> bool:
     """Whether more than steps is asked for."""
-    return scenario.run.duration is not None or scenario.faults is not None
+    return scenario.run.duration is not None or scenario.faults is not None or bool(scenario.events)
 
 
 def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source, ...]:

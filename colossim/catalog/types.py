@@ -118,6 +118,7 @@ class NodeType(Entry):
         default=None, description="the CPUs' memory, which `job.offload` needs; null where it isn't known"
     )
     overhead_power: Watts = Field(description="W of CPUs, NICs, fans: all that isn't a GPU")
+    rated_power: Watts | None = Field(default=None, description="W that its supply is laid out for; null if not known")
     topology: str | None = Field(
         default=None,
         description="file of NCCL's topology dump, relative to the scenario, which then says `gpus` and `nic`",

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from colossim.engine.record import CATEGORIES, StepRecord
+from colossim.scenario.gate import SWITCHES
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
 
 #: Share of the range from idle to the limit that each activity draws (assumed).
 _SHARE = {"compute": 1.0, "optimizer": 0.6, "pipeline_bubble": 0.1, "straggler": 0.1, "other": 0.2}
 _COMMUNICATING = 0.4
-#: W of switches and optics a GPU: 59.6 kW for 64 nodes of 8 (Supermicro, MLPerf v4.0).
-_SWITCHES = 59_570 / 512
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,6 @@ def power_of(scenario: Scenario, plan: Plan, record: StepRecord) -> Power:
         activity = sum(a * n for a, n in rows) / sum(n for _, n in rows)
         busy = node.gpu.idle + activity * (node.gpu.limit - node.gpu.idle)
         total += (group.count - idle_nodes) * node.gpus * busy + idle_nodes * node.gpus * node.gpu.idle
-        total += group.count * (node.overhead_power + node.gpus * _SWITCHES)
+        total += group.count * (node.overhead_power + node.gpus * SWITCHES)
     power = total * scenario.cluster.pue
     return Power(power, power * record.step_time)
