@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colossim.errors import SimulationError
+from colossim.growth import Known
 from colossim.jobs import simulate_jobs
 from colossim.offered import offer
 from colossim.result.jobs import JobsResult
@@ -35,6 +36,7 @@ def play_all(
     can't be used (before anything is played), SimulationError if the only variant can't be played.
     """
     several = len(variants) > 1
+    known = Known()
     names = _folders([variant.label for variant in variants])
     folders = [None if out is None else out / name if several else out for name in names]
     new = [folder for folder in (*folders, out) if folder is not None and not os.path.exists(folder)]
@@ -57,7 +59,7 @@ def play_all(
                     write_summary(fabric, folder)
                 continue
             try:
-                result = simulate(variant.scenario, tell, replicas=replicas, workers=workers)
+                result = simulate(variant.scenario, tell, replicas=replicas, workers=workers, known=known)
             except SimulationError as error:
                 if not several:
                     raise

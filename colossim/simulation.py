@@ -32,6 +32,7 @@ from colossim.engine.step import no_collections, play
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.flows import Pace, pinned_assumptions
 from colossim.fold import fold
+from colossim.growth import Known, Played, grown, growth_of
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
@@ -41,6 +42,7 @@ from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, advice, derive, no_effects
 from colossim.scenario.ramp import stretches
 from colossim.scenario.schema import Scenario
+from colossim.scenario.stretch import stretches_of
 from colossim.segments import Compiler
 from colossim.shares import Shares, equal_shares, shares_by_speed
 from colossim.site import library_of, place_job, storage_tiers, writes_of
@@ -188,12 +190,14 @@ def simulate(
     must_fit: bool = True,
     replicas: int = 1,
     workers: int = 1,
+    known: Known | None = None,
 ) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why; and weeks of them, if it asks for these.
 
     progress: called with what is being done and the share of it that is done.  must_fit: whether a job that its GPUs can't
     hold is refused; a run that was published did fit, whatever the model says.  replicas: seeds of a campaign, from the
     scenario's on, in so many processes (`workers`; a script that asks for several needs `if __name__ == "__main__":`).
+    known: steps that other cases have played after their clusters changed; this one's join them.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
     """
@@ -203,8 +207,10 @@ def simulate(
         message = "plays the fabric alone, in place of a step: `colossim run`, or colossim.offer(scenario)"
         raise scenario.located(ScenarioError([Problem("traffic", message)]))
     began = time.perf_counter()
+    stretches = stretches_of(scenario) if scenario.events else []
+    first = stretches[0].scenario if stretches else scenario
     with _within_floats():
-        setup = prepare(scenario, progress, must_fit=must_fit)
+        setup = prepare(first, progress, must_fit=must_fit)
         ready = time.perf_counter()
         record = play_step(setup, progress)
         done = time.perf_counter()
@@ -217,12 +223,24 @@ def simulate(
         _tell(progress, "playing a step of a damaged cluster", 0.9)
         return play_step(prepare(other, must_fit=must_fit)).step_time
 
+    def played(other: Scenario) -> Played:
+        _tell(progress, "playing a step of a cluster that has changed", 0.9)
+        setup = prepare(other, must_fit=must_fit)
+        return setup.laid.plan, setup.laid.cluster, play_step(setup).step_time
+
     _tell(progress, "playing the campaign", 0.9)
     laid = setup.laid
     with _within_floats():
-        setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
+        setting = setting_of(first, laid.plan, laid.cluster, record.step_time, step_time)
+        eras = None
+        if stretches:
+            known = Known() if known is None else known
+            known.add(first, (laid.plan, laid.cluster, record.step_time))
+            eras = grown(setting, stretches, known, played, step_time)
+            setting = eras.setting
         logs = play_replicas(setting, replicas, workers)
-        return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.sources), result.tokens_per_step))
+        growth = None if eras is None else growth_of(eras, logs[0])
+        return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources), growth))
 
 
 @contextmanager

@@ -102,6 +102,7 @@ class Result:
             ettr=campaign.ettr,
             interruptions=campaign.interruptions,
             campaign=campaign,
+            notes=(*self.notes, *(campaign.growth.notes if campaign.growth is not None else ())),
         )
 
     def to_json(self) -> str:

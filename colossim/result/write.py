@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: What a run writes; nothing else in the folder is touched.
 FILES = (
     "summary.json", "steps.csv", "interruptions.csv", "throughput.png", "breakdown.png", "timeline.png", "goodput.png",
-    "lost-time.png", "interval.png",
+    "lost-time.png", "interval.png", "growth.png",
 )  # fmt: skip
 
 
@@ -90,6 +90,8 @@ def _pictures(result: Result) -> dict[str, Callable[[Result], Axes]]:
         found |= {"goodput": plot.goodput, "lost-time": plot.lost_time}
         if result.campaign.best_s is not None:
             found["interval"] = plot.interval
+        if result.campaign.growth is not None:
+            found["growth"] = plot.growth
     return found
 
 

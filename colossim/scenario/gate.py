@@ -34,12 +34,14 @@ def site_power(node: NodeType, per_node: str | float, pue: float) -> float:
 
 def running(groups: Sequence[tuple[NodeType, int]], power: float, per_node: str | float, pue: float) -> list[int]:
     """How many nodes of each group run on so many W, the first ones first. Raises ValueError as site_power does."""
+    if math.isinf(power):
+        return [count for _, count in groups]
     found = []
     left = power
     for node, count in groups:
         each = site_power(node, per_node, pue)
         # A power that was written for so many nodes is enough for them, whatever the rounding.
-        runs = count if math.isinf(left) else min(count, math.floor(left / each + 1e-9))
+        runs = min(count, math.floor(left / each + 1e-9))
         left -= runs * each
         found.append(runs)
     return found

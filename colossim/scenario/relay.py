@@ -10,30 +10,32 @@ from colossim.scenario.schema import Scenario
 
 
 def relaid(scenario: Scenario) -> JobSpec:
-    """The job of a scenario with the most replicas that its nodes hold, the spares that it asks for left free.
+    """The job of a scenario cut anew for its nodes, the spares that it asks for left free.
 
-    The global batch stays if it divides among them; else it is the largest below it that does. Raises ValueError where not
-    even one replica fits.
+    With the global batch as it is or the largest below it that divides, as many replicas as make replicas x sequences the most:
+    to lose a share of the batch is as bad as to leave that share of the replicas out. If the batch divides among all that fit,
+    these are it. Raises ValueError where not even one fits.
     """
-    job, gpus = scenario.job, _available(scenario)
-    par = job.parallelism
-    replica = par.tensor * par.context * par.pipeline
+    job, most = scenario.job, _available(scenario) // _replica(scenario.job)
     across = expert_ranks(job)[2]
-    step = across // math.gcd(across, par.context)
-    if par.sharding_group != "all":
-        step = math.lcm(step, par.sharding_group // math.gcd(par.sharding_group, par.context))
-    least, unit = _rounds(job)
-    # Replicas with shares of their own have equal ones only among those that share experts.
-    for data in range(min(gpus // replica, job.global_batch // least) // step * step, 0, -step):
+    step, (least, unit) = _together(job), _rounds(job)
+    best = (0, 0, 0)
+    for data in range(min(most, job.global_batch // least) // step * step, 0, -step):
+        if data * job.global_batch <= best[0]:
+            break
+        # Replicas with shares of their own have equal ones only among those that share experts.
         whole = unit * (math.gcd(data, across) if job.balance == "speed" else data)
         batch = job.global_batch // whole * whole
         if batch >= least * data:
-            cut = par.model_copy(update={"data": data})
-            return job.model_copy(update={"parallelism": cut, "global_batch": batch})
-    if gpus < step * replica:
+            best = max(best, (data * batch, data, batch))
+    _, data, batch = best
+    if data:
+        cut = job.parallelism.model_copy(update={"data": data})
+        return job.model_copy(update={"parallelism": cut, "global_batch": batch})
+    if most < step:
         groups = f"{step:,} replicas, which share experts or shards, take" if step > 1 else "one replica takes"
         aside = f", {scenario.spares:,} nodes standing by" if scenario.spares else ""
-        raise ValueError(f"{groups} {step * replica:,} GPUs; the job has {max(0, gpus):,}{aside}")
+        raise ValueError(f"{groups} {step * _replica(job):,} GPUs; the job has {max(0, _available(scenario)):,}{aside}")
     raise ValueError(
         f"a global batch of {job.global_batch:,} sequences leaves less than a round of micro-batches for {step:,} replicas:"
         f" {least * step:,} would do"
@@ -41,22 +43,37 @@ def relaid(scenario: Scenario) -> JobSpec:
 
 
 def said_batch(scenario: Scenario, batch: int) -> str:
-    """What became of a global batch when the job was laid anew, and what stands idle for want of a larger one."""
-    job = scenario.job
-    data, par = job.parallelism.data, job.parallelism
+    """What became of a global batch when the job was laid anew, and who stands idle for want of another."""
+    job, data = scenario.job, scenario.job.parallelism.data
     assert isinstance(data, int), "laid anew"
+    words = []
     if job.global_batch < batch:
-        what = f"{batch:,} sequences don't divide among {data:,} replicas"
-        return f"the global batch is {job.global_batch:,}: {what}"
-    replica = par.tensor * par.context * par.pipeline
-    fits = _available(scenario) // replica
-    if (fits - data) * 10 <= fits:
-        return ""
-    least, _ = _rounds(job)
-    return (
-        f"{data:,} replicas share the global batch of {batch:,}: {fits:,} would fit, and {fits * least:,} sequences give each"
-        " a round of micro-batches; say so under the event's `job`"
-    )
+        words.append(
+            f"the global batch is {job.global_batch:,}: {batch:,} sequences don't divide among {data:,} replicas"
+        )
+    fits = _available(scenario) // _replica(job) // _together(job) * _together(job)
+    if (fits - data) * 10 > fits:
+        whole = fits * _rounds(job)[1]
+        near = [size for size in (batch // whole * whole, -(-batch // whole) * whole) if size]
+        would = " or ".join(f"{size:,}" for size in dict.fromkeys(near))
+        words.append(
+            f"{data:,} replicas share the batch where {fits:,} would fit: a global_batch of {would} is for them"
+        )
+    return "; ".join(words)
+
+
+def _replica(job: JobSpec) -> int:
+    """GPUs of one."""
+    return job.parallelism.tensor * job.parallelism.context * job.parallelism.pipeline
+
+
+def _together(job: JobSpec) -> int:
+    """Replicas that come and go together: those that share experts, or shards."""
+    par, across = job.parallelism, expert_ranks(job)[2]
+    step = across // math.gcd(across, par.context)
+    if par.sharding_group == "all":
+        return step
+    return math.lcm(step, par.sharding_group // math.gcd(par.sharding_group, par.context))
 
 
 def _rounds(job: JobSpec) -> tuple[int, int]:

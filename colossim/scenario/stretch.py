@@ -66,6 +66,11 @@ def stretches_of(scenario: Scenario) -> list[Stretch]:
     return found
 
 
+def at_first(scenario: Scenario) -> Scenario:
+    """The scenario with the job as it starts: on the nodes that are there and have power at 0 s."""
+    return stretches_of(scenario)[0].scenario if scenario.events else scenario
+
+
 def _stretch(scenario: Scenario, moment: Moment, ended: list[int], over: int, before: Stretch | None) -> Stretch:
     """ended: events whose last part is of this moment; over: the last of the file that is over. Raises _Unfit."""
     job = scenario.job if over < 0 else scenario.job_after(over)
@@ -88,6 +93,7 @@ def _stretch(scenario: Scenario, moment: Moment, ended: list[int], over: int, be
         raise _Unfit(error.problems) from None
     except ValueError as error:
         raise _Unfit((Problem("", str(error)),)) from None
+    same = before is not None and _standing(before.scenario, before.plan) == _standing(there, plan)
     events = tuple(sorted({change.event for change in moment.changes}))
     moves = [move for i in events if (move := scenario.events[i].move) is not None]
     return Stretch(
@@ -98,9 +104,9 @@ def _stretch(scenario: Scenario, moment: Moment, ended: list[int], over: int, be
         what="; ".join(dict.fromkeys(map(str, moment.changes))) or "the run starts",
         planned=before is not None and any(scenario.events[i].relay == "at once" for i in events),
         move=max(moves) if moves else None,
-        same=before is not None and _standing(before.scenario, before.plan) == _standing(there, plan),
+        same=same,
         gate=moment.gate(scenario.cluster.pue),
-        notes=notes,
+        notes=() if same else notes,
     )
 
 

@@ -1,0 +1,135 @@
+"""Weeks of a cluster that changes: its stretches as eras of a campaign, and when what each change cost is paid back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from colossim.campaign import StepTime, checkpoint_bytes, setting_of, spares_of, storage_time
+from colossim.cluster import Cluster
+from colossim.engine.campaign import play_campaign
+from colossim.engine.log import Log
+from colossim.engine.setting import Era, Setting
+from colossim.errors import SimulationError
+from colossim.result.growth import Growth, Row, build_growth, caught_up, standstill
+from colossim.scenario.plan import Plan
+from colossim.scenario.schema import Scenario
+from colossim.scenario.stretch import Stretch
+from colossim.units import format_time
+from colossim.workload.transformer import model_flops_per_token
+
+#: Of a scenario: the layout of its job, its cluster, and s a step.
+Played = tuple[Plan, Cluster, float]
+#: Times that a change should take to be paid back for which the campaign without it is played at first.
+_FIRST_LOOK = 4.0
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A campaign of several eras. stretches: one an era."""
+
+    setting: Setting
+    stretches: tuple[Stretch, ...]
+
+
+class Known:
+    """Steps that were played, by what they were played on: several stretches, and several cases, may stand on the same."""
+
+    def __init__(self) -> None:
+        self._played: list[tuple[Scenario, Played]] = []
+
+    def add(self, scenario: Scenario, played: Played) -> None:
+        """Remembers a step."""
+        self._played.append((scenario, played))
+
+    def of(self, scenario: Scenario, play: Callable[[Scenario], Played]) -> Played:
+        """The step of a scenario, played if it isn't known."""
+        for other, played in self._played:
+            # What fails and how long it goes on changes no step.
+            if (other.cluster, other.job, other.run.fold, other.run.collectives, other.run.seed) == (
+                scenario.cluster, scenario.job, scenario.run.fold, scenario.run.collectives, scenario.run.seed
+            ):  # fmt: skip
+                return played
+        self.add(scenario, play(scenario))
+        return self._played[-1][1]
+
+
+def grown(
+    setting: Setting, stretches: Sequence[Stretch], known: Known, play: Callable[[Scenario], Played], step_time: StepTime
+) -> Grown:
+    """The campaign with an era for each stretch that begins before its end; that of the first is there.
+
+    play: of the scenario of a stretch, where it isn't known. Raises SimulationError if one can't be played.
+    """
+    there = [stretch for stretch in stretches if stretch.begins < setting.duration]
+    eras = [setting.first]
+    for stretch in there[1:]:
+        if stretch.same:
+            spares = spares_of(stretch.scenario, stretch.plan)
+            eras.append(replace(eras[-1], begins=stretch.begins, spares=spares, move=0.0, planned=False))
+            continue
+        try:
+            plan, cluster, step_s = known.of(stretch.scenario, play)
+            era = setting_of(stretch.scenario, plan, cluster, step_s, step_time).first
+        except SimulationError as error:
+            raise type(error)(f"from {format_time(stretch.begins)} on ({stretch.what}): {error}") from None
+        eras.append(replace(era, begins=stretch.begins, move=_move(stretch, era), planned=stretch.planned))
+    return Grown(replace(setting, eras=tuple(eras)), tuple(there))
+
+
+def _move(stretch: Stretch, era: Era) -> float:
+    """s for which the checkpoint is cut anew: as said, or its bytes at the rates of the storage, or nothing."""
+    if stretch.move is not None:
+        return stretch.move
+    checkpoint = stretch.scenario.checkpoint
+    if checkpoint is None or checkpoint.storage is None:
+        return 0.0
+    return storage_time(checkpoint.storage, checkpoint_bytes(stretch.scenario.job), era.nodes)
+
+
+def growth_of(grown: Grown, log: Log) -> Growth:
+    """What the changes did, in a campaign and beside one without them."""
+    jobs = [stretch.scenario.job for stretch in grown.stretches]
+    flops = [model_flops_per_token(job.model, job.sequence_length) for job in jobs]
+    return build_growth(rows_of(grown, log), log, without_events(grown, log), flops)
+
+
+def rows_of(grown: Grown, log: Log) -> list[Row]:
+    """What became of each stretch in a campaign."""
+    laid = {index: at for at, index in reversed(log.eras)}
+    rows = []
+    for index, (stretch, era) in enumerate(zip(grown.stretches, grown.setting.eras, strict=True)):
+        at = laid.get(index)
+        down, paid = 0.0, None
+        if at is not None and index and not stretch.same:
+            down = standstill(log.trace, at, log.wall) if era.planned else era.move
+            paid = _payback(grown.setting, index, log, at + down)
+        rows.append(Row(stretch, era, log.by_era[index], at, down, paid))
+    return rows
+
+
+def _payback(setting: Setting, index: int, log: Log, resumed: float) -> float | None:
+    """s at which the campaign has as many tokens as one without this change and those after it; None if it never has.
+
+    Where steps bring no more tokens a second there is nothing to pay with.
+    """
+    era, before = setting.eras[index], setting.eras[index - 1]
+    gain = (era.tokens / era.step_s) / (before.tokens / before.step_s)
+    if gain <= 1.0 + 1e-12:
+        return None
+    look = _FIRST_LOOK * max(resumed - era.begins, era.restart) * gain / (gain - 1.0)
+    while True:
+        end = min(resumed + look, log.wall)
+        without = play_campaign(replace(setting, duration=end, eras=setting.eras[:index]))
+        found = caught_up(log.trace, without.trace, era.begins, end)
+        if found is not None or end >= log.wall:
+            return found
+        look *= 2.0
+
+
+def without_events(grown: Grown, log: Log) -> Log:
+    """The campaign of the first stretch alone, as long as this one."""
+    if len(grown.setting.eras) == 1:
+        return log
+    first = replace(grown.setting, duration=log.wall, work=float("inf"), eras=grown.setting.eras[:1])
+    return play_campaign(first)

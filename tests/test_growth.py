@@ -1,0 +1,312 @@
+"""Clusters that grow: timetables by hand, jobs laid anew, errors in their places; eras, accounts and paybacks of campaigns."""
+
+from __future__ import annotations
+
+import pytest
+
+from colossim.errors import ScenarioError
+from colossim.scenario.derive import derive, no_effects
+from colossim.scenario.gate import SWITCHES, running, site_power
+from colossim.scenario.reader import load_scenario
+from colossim.scenario.stretch import stretches_of
+
+DAY = 86400.0
+#: 16 nodes, a replica a node: 16 replicas of 8 sequences.
+TOY = """\
+name: toy
+cluster:
+  nodes: [{type: hgx-h100, count: 16}]
+  fabric: spectrum-x
+job:
+  model: llama3-8b
+  sequence_length: 8192
+  global_batch: 128
+  parallelism: {tensor: 8, sequence: true, sharding: optimizer}
+checkpoint: {interval: 10 min, write: 5 s, restart: 3 min}
+run: {duration: 10 d}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def read(events, text=TOY, **changes):
+        path = tmp_path / "toy.yaml"
+        path.write_text(text + "events:\n" + "".join(f"  - {event}\n" for event in events))
+        return load_scenario(path, set=[f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
+
+    return read
+
+
+def wrong(load, *events, **changes):
+    """(line, column, field, message) of what is wrong; the first event stands on line 13."""
+    with pytest.raises(ScenarioError) as error:
+        load(events, **changes)
+    return [(p.line, p.column, p.field, p.message) for p in error.value.problems]
+
+
+def days(scenario):
+    """(day, what, nodes with power, replicas, global batch, nodes that stand by) of each stretch."""
+    return [
+        (
+            stretch.begins / DAY,
+            stretch.what,
+            sum(group.count for group in stretch.scenario.cluster.nodes),
+            stretch.plan.data,
+            stretch.scenario.job.global_batch,
+            sum(count for _, count in stretch.plan.spares),
+        )
+        for stretch in stretches_of(scenario)
+    ]
+
+
+# -- timetables ----------------------------------------------------------------------------------------------------------
+def test_waves_join_after_their_tests(load):
+    """17 nodes in three waves a day apart, 5, 6 and 6 of them, tested for six hours; 128 sequences are whole among 16 or 32."""
+    events = ["{at: 1 d, add: [{type: hgx-h100, count: 17}], waves: 3, every: 1 d, burn_in: 6 h}"]
+    assert days(load(events)) == [
+        (0.0, "the run starts", 16, 16, 128, 0),
+        (1.25, "5 hgx-h100 join", 21, 21, 126, 0),
+        (2.25, "6 hgx-h100 join", 27, 25, 125, 2),
+        (3.25, "6 hgx-h100 join", 33, 32, 128, 1),
+    ]
+
+
+def test_a_drain_an_upgrade_and_power(load):
+    """Of 16 nodes 4 go; 6 are away for a day and come back as others, behind; 100 kW run 10 nodes of 9.99 kW."""
+    events = [
+        "{at: 1 d, drain: [{type: hgx-h100, count: 4}]}",
+        "{at: 2 d, upgrade: {type: hgx-h100, to: hgx-h200, count: 6, takes: 1 d}, burn_in: 1 d}",
+        "{at: 5 d, power: 99.9 kW, per_node: 9.99 kW}",
+        "{at: 6 d, power: unlimited}",
+    ]
+    scenario = load(events)
+    assert days(scenario) == [
+        (0.0, "the run starts", 16, 16, 128, 0),
+        (1.0, "4 hgx-h100 leave", 12, 12, 120, 0),
+        (2.0, "6 hgx-h100 leave", 6, 6, 126, 0),
+        (4.0, "6 hgx-h200 join", 12, 12, 120, 0),
+        (5.0, "power is 99.9 kW", 10, 10, 120, 0),
+        (6.0, "power is unlimited", 12, 12, 120, 0),
+    ]
+    stretches = stretches_of(scenario)
+    assert [(g.type.name, g.count) for g in stretches[4].scenario.cluster.nodes] == [("hgx-h100", 6), ("hgx-h200", 4)]
+    assert stretches[4].gate == "99.9 kW run 10 of 6 hgx-h100 and 6 hgx-h200, at 9.99 kW each"
+    assert not stretches[5].gate
+
+
+def test_what_happens_at_once_is_one_stretch(load):
+    events = [
+        "{at: 0 s, power: 80 kW, per_node: 10 kW}",
+        "{at: 1 d, add: [{type: hgx-h100, count: 16}]}",
+        "{at: 1 d, power: unlimited, relay: at once, move: 30 s}",
+    ]
+    assert days(load(events)) == [
+        (0.0, "power is 80.0 kW", 8, 8, 128, 0),
+        (1.0, "16 hgx-h100 join; power is unlimited", 32, 32, 128, 0),
+    ]
+    assert [(one.planned, one.move) for one in stretches_of(load(events))] == [(False, None), (True, 30.0)]
+
+
+def test_spares_are_left_and_what_leaves_the_job_as_it_is_says_so(load):
+    """Two nodes stand by of 18; two more leave the job alone; of 15, one goes, which takes a replica."""
+    events = [
+        "{at: 1 d, add: [{type: hgx-h100, count: 2}]}",
+        "{at: 2 d, add: [{type: hgx-h100, count: 2}]}",
+        "{at: 3 d, drain: [{type: hgx-h100, count: 5}]}",
+    ]
+    scenario = load(events, spares=2, job__parallelism__data=14, job__global_batch=224)
+    assert days(scenario) == [
+        (0.0, "the run starts", 16, 14, 224, 2),
+        (1.0, "2 hgx-h100 join", 18, 16, 224, 2),
+        (2.0, "2 hgx-h100 join", 20, 18, 216, 2),
+        (3.0, "5 hgx-h100 leave", 15, 13, 221, 2),
+    ]
+    scenario = load(events[:1], spares=0, job__global_batch=16)
+    assert [(one.same, one.plan.data) for one in stretches_of(scenario)] == [(False, 16), (True, 16)]
+
+
+# -- the job -------------------------------------------------------------------------------------------------------------
+def test_the_job_is_what_its_events_say(load):
+    """Dotted or nested; what is said stays, but for the replicas, which are the most again."""
+    events = [
+        "{at: 1 d, add: [{type: hgx-h100, count: 16}], job: {global_batch: 256, parallelism.data: 16}}",
+        "{at: 2 d, job: {parallelism: {tensor: 4}, micro_batch: 2}}",
+        "{at: 3 d, drain: [{type: hgx-h100, count: 16}]}",
+    ]
+    jobs = [one.scenario.job for one in stretches_of(load(events))]
+    told = [(j.parallelism.tensor, j.micro_batch, j.global_batch, j.parallelism.data) for j in jobs]
+    assert told == [(8, 1, 128, "auto"), (8, 1, 256, 16), (4, 2, 256, 64), (4, 2, 256, 32)]
+    assert jobs[1].parallelism.sharding == "optimizer"
+
+
+def test_replicas_times_sequences_are_the_most(load):
+    """Of 128 sequences 24 replicas take 120 (24 x 120 = 2,880; 16 x 128 = 2,048); 31 take 124; 70 would take 70, and 64 all."""
+    for nodes, expected in ((24, (24, 120)), (31, (31, 124)), (64, (64, 128)), (70, (64, 128))):
+        added = f"{{at: 1 d, add: [{{type: hgx-h100, count: {nodes - 16}}}]}}"
+        _, grown = stretches_of(load([added]))
+        assert (grown.plan.data, grown.scenario.job.global_batch) == expected
+        best = max((d * (128 // d * d), d) for d in range(1, nodes + 1))
+        assert best == (expected[0] * expected[1], expected[0])
+        assert bool(grown.notes) == (expected[1] < 128)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "job__parallelism__schedule": "interleaved",
+            "job__parallelism__pipeline": 2,
+            "job__parallelism__virtual_pipeline": 2,
+        },
+        {"job__balance": "speed", "job__micro_batch": 2},
+        {"job__groups": "{hgx-h100: {micro_batch: 2}}", "job__micro_batch": 4},
+        {"job__parallelism__context": 2, "job__parallelism__sharding_group": 4},
+    ],
+)
+def test_a_job_that_is_laid_anew_keeps_the_rules(load, changes):
+    """Rounds of interleaved stages, shares by speed, micro-batches of groups, shards that some ranks share."""
+    for nodes in (1, 7, 23):
+        scenario = load([f"{{at: 1 d, add: [{{type: hgx-h100, count: {nodes}}}]}}"], **changes)
+        grown = stretches_of(scenario)[1]
+        assert derive(grown.scenario).data == grown.scenario.job.parallelism.data
+        assert 0 < grown.scenario.job.global_batch <= 128
+
+
+# -- power ---------------------------------------------------------------------------------------------------------------
+def test_power_of_a_node():
+    """Provisioned: 10.2 kW and 8 GPUs' switches; measured: 8 x 700 W and 1.2 kW. Times the site's PUE."""
+    node = load_scenario("colossus-100k").cluster.nodes[0].type
+    assert site_power(node, "provisioned", 1.11) == pytest.approx((10_200 + 8 * SWITCHES) * 1.11)
+    assert site_power(node, "measured", 1.11) == pytest.approx((8 * 700 + 1200 + 8 * SWITCHES) * 1.11)
+    assert site_power(node, 5e3, 1.11) == 5e3
+    assert site_power(node, "provisioned", 1.11) * 12_500 == pytest.approx(155e6, rel=5e-3)
+    assert running([(node, 3), (node, 9)], 60e3, 10e3, 1.0) == [3, 3]
+    assert running([(node, 3)], 3 * 0.1, 0.1, 1.0) == [3]
+
+
+def test_power_of_a_node_that_is_not_known(load):
+    found = wrong(load, "{at: 1 d, add: [{type: dgx-a100, count: 1}]}", "{at: 2 d, power: 1 MW}")
+    assert found[0][:3] == (14, 22, "events.1.power")
+    assert "dgx-a100 is provisioned for isn't known: write `per_node: measured`" in found[0][3]
+
+
+# -- errors --------------------------------------------------------------------------------------------------------------
+def test_each_rule_at_its_place(load):
+    found = wrong(
+        load,
+        "{at: 3 d, add: [{type: hgx-h100, count: 4}], waves: 2}",
+        "{at: 2 d, drain: [{type: hgx-h10, count: 4}], burn_in: 1 h}",
+        "{at: 4 d, power: 1 MW, every: 2 d, waves: 2}",
+        "{at: 5 d, upgrade: {type: hgx-h100, to: hgx-h100, count: 8}, relay: next restart}",
+        "{at: 6 d}",
+        "{at: 6 d, add: [{type: hgx-h100, count: 1}], drain: [{type: hgx-h100, count: 99}]}",
+        "{at: 6 d, per_node: measured, job: {global_bach: 3, sequence_length.x: 3, model: llama3-70b}}",
+        "{at: 6 d, add: [{type: hgx-h100, count: 2}], waves: 3, every: 1 h}",
+        "{at: 6 d, drain: [{type: hgx-h100, count: 2}, {type: hgx-h100, count: 2}], every: 1 h}",
+    )
+    assert [(line, field) for line, _, field, _ in found] == [
+        (13, "events.0.waves"), (14, "events.1.at"), (14, "events.1.drain.0.type"), (14, "events.1.burn_in"),
+        (15, "events.2.waves"), (16, "events.3.upgrade.to"), (16, "events.3.relay"), (17, "events.4"), (18, "events.5"),
+        (18, "events.5.drain.0.count"), (19, "events.6.per_node"), (19, "events.6.job.global_bach"),
+        (19, "events.6.job.sequence_length.x"), (19, "events.6.job.model"), (20, "events.7.waves"),
+        (21, "events.8.drain.1.type"), (21, "events.8.every"),
+    ]  # fmt: skip
+    says = {field: message for _, _, field, message in found}
+    assert says["events.0.waves"] == "2 need the time between them: say `every: 3 d`"
+    assert says["events.1.at"] == "2.00 d is before the event above it, at 3.00 d: write them in order"
+    assert "did you mean `hgx-h100`?" in says["events.1.drain.0.type"]
+    assert says["events.3.relay"] == "nothing stops the job, so that it would never be laid anew: at once would"
+    assert says["events.4"] == "says nothing that changes: add, drain, upgrade, power or job"
+    assert says["events.5"].startswith("has add and drain: one event has one of them")
+    assert says["events.6.job.global_bach"] == "no field `global_bach`: did you mean `global_batch`?"
+    assert says["events.6.job.model"] == "an event can't change it: a checkpoint is of one model"
+    assert [column for _, column, field, _ in found if field == "events.6.job.global_bach"] == [54]
+
+
+def test_fields_and_rules_are_told_together(load):
+    """What can't be read hides no rule of the others, and nothing that it would have led to."""
+    found = wrong(
+        load,
+        "{at: 1, add: [{type: hgx-h100, count: 0}]}",
+        "{at: 2 d, power: 8 MWh}",
+        "{at: 3 d, waves: 2, job: {precision: fp9}}",
+        "{at: 4 d, drain: [{type: hgx-h100, count: 17}]}",
+    )
+    assert [(line, column, field) for line, column, field, _ in found] == [
+        (13, 10, "events.0.at"), (13, 43, "events.0.add.0.count"), (14, 22, "events.1.power"), (15, 22, "events.2.waves"),
+    ]  # fmt: skip
+    assert found[1][3] == "`0` is too small: at least 1"
+    assert "or `unlimited`" in found[2][3]
+
+
+def test_values_of_a_job_are_read_as_its_own(load):
+    found = wrong(load, "{at: 3 d, job: {precision: fp9, parallelism: {data: x}}}")
+    assert [(line, column, field) for line, column, field, _ in found] == [
+        (13, 32, "events.0.job.precision"),
+        (13, 57, "events.0.job.parallelism.data"),
+    ]
+    assert found[0][3] == "`fp9` is none of bf16, fp16, fp8: did you mean `fp8`?"
+    assert found[1][3] == "`x` should be a whole number from 1, or `auto`"
+
+
+def test_what_is_not_there_does_not_go(load):
+    """Nodes in their tests haven't joined."""
+    found = wrong(
+        load,
+        "{at: 1 d, add: [{type: hgx-h200, count: 4}], burn_in: 2 d}",
+        "{at: 2 d, drain: [{type: hgx-h200, count: 1}]}",
+        "{at: 4 d, drain: [{type: hgx-h200, count: 5}]}",
+        "{at: 5 d, upgrade: {type: hgx-h100, to: hgx-h200, count: 17}}",
+    )
+    assert [(line, column, field, message) for line, column, field, message in found] == [
+        (14, 30, "events.1.drain.0.type", "`hgx-h200`: no such nodes have joined by then: did you mean `hgx-h100`?"),
+        (15, 47, "events.2.drain.0.count", "5 of 4 hgx-h200 that have joined by 4.00 d: 4 at the most"),
+        (16, 62, "events.3.upgrade.count", "17 of 16 hgx-h100 that have joined by 5.00 d: 16 at the most"),
+    ]
+
+
+def test_a_job_that_no_longer_fits(load):
+    """Each at its event, all of them: no power, replicas beyond the nodes, a batch that they don't share, spares."""
+    found = wrong(
+        load,
+        "{at: 1 d, power: 5 kW, per_node: 11 kW}",
+        "{at: 2 d, power: 30 kW, per_node: 11 kW, job: {parallelism: {data: 9}}}",
+        "{at: 3 d, power: unlimited, job: {global_batch: 77, parallelism.data: 8}}",
+        "{at: 4 d, drain: [{type: hgx-h100, count: 15}]}",
+        spares=1,
+        job__parallelism__data=8,
+    )
+    assert [(line, column, field, message) for line, column, field, message in found] == [
+        (13, 5, "events.0", "at 24.0 h, 5.00 kW run 0 of 16 hgx-h100, at 11.0 kW each: the job needs some"),
+        (14, 72, "events.1.job.parallelism.data", "at 2.00 d, 30.0 kW run 2 of 16 hgx-h100, at 11.0 kW each:"
+         " 9 replicas x 8 GPUs = 72; the cluster has 16: 2 would fit"),
+        (15, 53, "events.2.job.global_batch", "at 3.00 d, 16 hgx-h100: 77 sequences do not divide among 8 replicas x 1 a"
+         " micro-batch: 72 or 80 would"),
+        (16, 5, "events.3", "at 4.00 d, 1 hgx-h100: one replica takes 8 GPUs; the job has 0, 1 nodes standing by"),
+    ]  # fmt: skip
+
+
+def test_what_a_run_with_events_needs(load, tmp_path):
+    short = TOY.replace(
+        "checkpoint: {interval: 10 min, write: 5 s, restart: 3 min}\nrun: {duration: 10 d}\n", "run: {steps: 9}\n"
+    )
+    with pytest.raises(ScenarioError) as error:
+        load(["{at: 1 d, add: [{type: hgx-h100, count: 1}], waves: 1}"], text=short)
+    assert [(p.line, p.field) for p in error.value.problems] == [(12, "events")] * 2
+    assert "run: {duration: 90 d}" in str(error.value)
+    assert "checkpoint: {interval, write, restart}" in str(error.value)
+    found = wrong(load, "{at: 1 d, add: [{type: hgx-h100, count: 70}], waves: 65, every: 1 h}")
+    assert found[0][3] == "change the cluster 65 times, and a step is played after each: at most 64"
+    found = wrong(load, "{at: 1 d, job: {micro_batch: 2}}", job__batch_ramp="{start: 64, increment: 64, samples: 1k}")
+    assert any(field == "job.batch_ramp" and "events" in message for _, _, field, message in found)
+
+
+def test_events_after_the_end_are_noted(load):
+    """A shorter run is no error of its events."""
+    events = [
+        "{at: 3 d, add: [{type: hgx-h100, count: 1}], burn_in: 7 d}",
+        "{at: 9 d, drain: [{type: hgx-h100, count: 1}]}",
+    ]
+    scenario = load(events)
+    notes = [note for note in no_effects(scenario, derive(scenario)) if "events" in note]
+    assert notes == ["`events.0` had no effect: the run ends before, after 10.0 d"]
