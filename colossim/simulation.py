@@ -222,7 +222,7 @@ def simulate(
     with _within_floats():
         setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
         logs = play_replicas(setting, replicas, workers)
-        return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.sources), result.tokens_per_step))
+        return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources)))
 
 
 @contextmanager

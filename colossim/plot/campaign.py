@@ -58,7 +58,8 @@ def _throughput(result: Result, campaign: Campaign, ax: Axes) -> Axes:
     edges = np.linspace(0.0, campaign.wall_s, _WINDOWS + 1)
     # Where the pace changes at once, as in a roll-back, what stands last counts.
     last = np.append(times[1:] > times[:-1], True)
-    share = np.diff(np.interp(edges, times[last], done[last])) / np.diff(edges)
+    whole = result.tokens_per_step / result.step_time_s
+    share = np.diff(np.interp(edges, times[last], done[last])) / np.diff(edges) / whole
     ax.axhline(1.0, color="#999999", linewidth=0.8, linestyle="--")
     ax.stairs(share, edges / scale, color=_DARK, fill=True, alpha=0.85, baseline=0)
     ax.axhline(campaign.goodput, color=_ORANGE, linewidth=1.6)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from colossim.engine.campaign import ACCOUNTS, Interruption, Log, Setting
+from colossim.engine.log import ACCOUNTS, Interruption, Log
+from colossim.engine.setting import Era, Setting
 from colossim.reliability import best_interval, daly, wall_over_work, young
 
 #: Keys of an interruption.
@@ -60,18 +61,18 @@ class Campaign:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart}
 
 
-def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, tokens_per_step: float) -> Campaign:
-    """Numbers of campaigns that differ in their seed alone."""
-    log = logs[0]
+def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float) -> Campaign:
+    """Numbers of campaigns that differ in their seed alone; closed forms are of the first era. mtbf: s, of that one."""
+    log, era = logs[0], setting.first
     # A step that is all but a rounding whole is whole.
-    steps = math.floor(log.done / setting.step_s + 1e-9)
+    steps = [math.floor(done / one.tokens + 1e-9) for done, one in zip(log.by_era, setting.eras, strict=True)]
     stops = math.isfinite(mtbf)
-    blocks = stops and setting.write > 0
-    restart = setting.restart + _detection(setting)
+    blocks = stops and era.write > 0
+    restart = era.restart + _detection(era)
     return Campaign(
         wall_s=log.wall,
-        steps=steps,
-        tokens=steps * tokens_per_step,
+        steps=sum(steps),
+        tokens=sum(count * one.tokens for count, one in zip(steps, setting.eras, strict=True)),
         goodput=_goodput(log),
         ettr=_ettr(log),
         checkpoints=log.checkpoints,
@@ -79,14 +80,14 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, tokens_pe
         faults=dict(log.faults),
         interruptions=tuple(_told(item) for item in log.interruptions),
         mtbf_s=mtbf if stops else None,
-        interval_s=setting.interval if math.isfinite(setting.interval) else None,
-        write_s=setting.write,
+        interval_s=era.interval if math.isfinite(era.interval) else None,
+        write_s=era.write,
         restart_s=restart,
-        young_s=young(mtbf, setting.write) if blocks else None,
-        daly_s=daly(mtbf, setting.write) if blocks else None,
-        best_s=best_interval(mtbf, setting.write) if blocks else None,
-        goodput_by_formula=1.0 / wall_over_work(setting.interval, mtbf, setting.write, restart)
-        if stops and math.isfinite(setting.interval)
+        young_s=young(mtbf, era.write) if blocks else None,
+        daly_s=daly(mtbf, era.write) if blocks else None,
+        best_s=best_interval(mtbf, era.write) if blocks else None,
+        goodput_by_formula=1.0 / wall_over_work(era.interval, mtbf, era.write, restart)
+        if stops and math.isfinite(era.interval)
         else None,
         replicas=_over_seeds(logs) if len(logs) > 1 else None,
         logs=tuple(logs),
@@ -98,9 +99,9 @@ def _told(item: Interruption) -> dict[str, Any]:
     return dict(zip(INTERRUPTION, values, strict=True))
 
 
-def _detection(setting: Setting) -> float:
+def _detection(era: Era) -> float:
     """s until a fault that stops the job is noticed, in the mean."""
-    rates = [(s.count / s.kind.mtbf, s.kind.detect) for s in setting.sources if s.kind.effect == "stop"]
+    rates = [(s.count / s.kind.mtbf, s.kind.detect) for s in era.sources if s.kind.effect == "stop"]
     total = sum(rate for rate, _ in rates)
     return sum(rate * detect for rate, detect in rates) / total if total else 0.0
 

@@ -20,6 +20,7 @@ _ACCOUNTS = {
     "restart": "restarts",
     "waiting": "waiting for repair",
     "degraded": "slower running",
+    "growth": "going over to more",
 }
 
 
@@ -42,6 +43,8 @@ def ledger(campaign: Campaign, ascii_only: bool) -> Any:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column()
     for name, seconds in campaign.spent_s.items():
+        if name == "growth" and not seconds:
+            continue
         share = seconds / campaign.wall_s if campaign.wall_s else 0.0
         table.add_row(_ACCOUNTS[name], format_time(seconds), format_share(share), bar(share, ascii_only=ascii_only))
     return table
