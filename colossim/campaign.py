@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 
 from colossim.cluster import Cluster
-from colossim.engine.campaign import Log, Part, Setting, Source, State, play_campaign
+from colossim.engine.campaign import play_campaign
+from colossim.engine.log import Log
+from colossim.engine.setting import Era, Part, Setting, Source, State
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.processes import processes
 from colossim.reliability import best_interval
@@ -68,20 +70,26 @@ def spares_of(scenario: Scenario, plan: Plan) -> int:
 
 def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Setting:
     """What a campaign of the scenario is played with. Raises ScenarioError (located), SimulationError if it has no end."""
-    sources = sources_of(scenario, plan, cluster)
-    run, checkpoint = scenario.run, scenario.checkpoint
+    run = scenario.run
+    era = era_of(scenario, plan, cluster, step_s, step_time)
     duration = float("inf") if run.duration is None else run.duration
     work = float("inf")
     if run.duration is None and (scenario.job.tokens is None or scenario.written("run.steps")):
-        work = run.steps * step_s
+        work = run.steps * era.tokens
     if scenario.job.tokens is not None:
-        tokens = scenario.job.global_batch * scenario.job.sequence_length
-        work = min(work, np.ceil(scenario.job.tokens / tokens) * step_s)
+        work = min(work, float(np.ceil(scenario.job.tokens / era.tokens)) * era.tokens)
+    _check_events(min(duration, work * step_s / era.tokens), era)
+    return Setting(duration, work, run.seed, (era,))
+
+
+def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Era:
+    """The job as it stands on a cluster, from the start on. step_s: of the whole cluster. Raises ScenarioError (located)."""
+    sources = sources_of(scenario, plan, cluster)
+    checkpoint, nodes = scenario.checkpoint, nodes_of(plan, cluster)
     interval, write, durable, restart = float("inf"), 0.0, 0.0, 0.0
     if checkpoint is not None:
-        interval, write, durable = times_of(scenario, checkpoint, nodes_of(plan, cluster), mtbf_of(sources))
+        interval, write, durable = times_of(scenario, checkpoint, nodes, mtbf_of(sources))
         restart = checkpoint.restart
-    spare = spares_of(scenario, plan)
     known: dict[State, float] = {(): step_s}
 
     def step_of(state: State) -> float:
@@ -91,9 +99,19 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
             known[state] = max(step_s, *(step_time(in_state(scenario, state, *place)) for place in places))
         return known[state]
 
-    _check_events(min(duration, work), interval, sources)
-    nodes = nodes_of(plan, cluster)
-    return Setting(step_s, duration, work, sources, interval, write, durable, restart, spare, nodes, run.seed, step_of)
+    return Era(
+        begins=0.0,
+        step_s=step_s,
+        tokens=float(scenario.job.global_batch * scenario.job.sequence_length),
+        sources=sources,
+        nodes=nodes,
+        spares=spares_of(scenario, plan),
+        interval=interval,
+        write=write,
+        durable=durable,
+        restart=restart,
+        step_of=step_of,
+    )
 
 
 def checkpoint_bytes(job: JobSpec) -> float:
@@ -130,9 +148,9 @@ def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float
     return interval, write, durable
 
 
-def _check_events(seconds: float, interval: float, sources: tuple[Source, ...]) -> None:
+def _check_events(seconds: float, era: Era) -> None:
     """Raises SimulationError if checkpoints and faults are too many to be played."""
-    events = seconds / interval + sum(seconds * source.count / source.kind.mtbf for source in sources)
+    events = seconds / era.interval + sum(seconds * source.count / source.kind.mtbf for source in era.sources)
     if events > MOST_EVENTS:
         raise SimulationError(
             f"{events:,.3g} checkpoints and faults in {format_time(seconds)} are more than can be played: at most"
@@ -191,21 +209,24 @@ def play_replicas(setting: Setting, replicas: int, workers: int = 1) -> list[Log
     if min(workers, replicas) <= 1:
         return [play_campaign(one) for one in settings]
     # What a worker can't be sent is played before: the states that faults can lead to.
-    states = _states(setting)
-    known = {state: setting.step_of(state) for state in states}
-    settings = [replace(one, step_of=partial(_look_up, known)) for one in settings]
+    eras = tuple(replace(era, step_of=partial(_look_up, _played(era))) for era in setting.eras)
+    settings = [replace(one, eras=eras) for one in settings]
     with processes(workers) as pool:
         return list(pool.map(play_campaign, settings, chunksize=max(1, replicas // (4 * workers))))
+
+
+def _played(era: Era) -> dict[State, float]:
+    return {state: era.step_of(state) for state in _states(era)}
 
 
 def _look_up(known: dict[State, float], state: State) -> float:
     return known[state]
 
 
-def _states(setting: Setting) -> list[State]:
+def _states(era: Era) -> list[State]:
     """All states that faults can lead to: of each kind of part none, or one of its degrees."""
     degrees: dict[Part, set[float]] = {}
-    for source in setting.sources:
+    for source in era.sources:
         if source.kind.effect in ("degrade", "slow"):
             degrees.setdefault(source.part, set()).add(source.kind.to)
     found: list[State] = [()]

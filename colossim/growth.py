@@ -33,10 +33,11 @@ class Grown:
 
 
 class Known:
-    """Steps that were played, by what they were played on: several stretches, and several cases, may stand on the same."""
+    """What was played already: several stretches, and several cases, may stand on the same nodes."""
 
     def __init__(self) -> None:
         self._played: list[tuple[Scenario, Played]] = []
+        self._alone: list[tuple[Scenario, float, Log]] = []
 
     def add(self, scenario: Scenario, played: Played) -> None:
         """Remembers a step."""
@@ -45,17 +46,41 @@ class Known:
     def of(self, scenario: Scenario, play: Callable[[Scenario], Played]) -> Played:
         """The step of a scenario, played if it isn't known."""
         for other, played in self._played:
-            # What fails and how long it goes on changes no step.
-            if (other.cluster, other.job, other.run.fold, other.run.collectives, other.run.seed) == (
-                scenario.cluster, scenario.job, scenario.run.fold, scenario.run.collectives, scenario.run.seed
-            ):  # fmt: skip
+            if _same_step(other, scenario):
                 return played
         self.add(scenario, play(scenario))
         return self._played[-1][1]
 
+    def without_events(self, grown: Grown, log: Log) -> Log:
+        """The campaign of the first stretch alone, as long as this one."""
+        scenario, eras = grown.stretches[0].scenario, grown.setting.eras
+        if len(eras) == 1:
+            return log
+        for other, wall, alone in self._alone:
+            fails = (other.faults, other.checkpoint, other.spares) == (
+                scenario.faults,
+                scenario.checkpoint,
+                scenario.spares,
+            )
+            if wall == log.wall and fails and _same_step(other, scenario):
+                return alone
+        alone = play_campaign(replace(grown.setting, duration=log.wall, work=float("inf"), eras=eras[:1]))
+        self._alone.append((scenario, log.wall, alone))
+        return alone
+
+
+def _same_step(one: Scenario, other: Scenario) -> bool:
+    """What fails and how long it goes on changes no step."""
+    runs = [(run.fold, run.collectives, run.seed) for run in (one.run, other.run)]
+    return one.cluster == other.cluster and one.job == other.job and runs[0] == runs[1]
+
 
 def grown(
-    setting: Setting, stretches: Sequence[Stretch], known: Known, play: Callable[[Scenario], Played], step_time: StepTime
+    setting: Setting,
+    stretches: Sequence[Stretch],
+    known: Known,
+    play: Callable[[Scenario], Played],
+    step_time: StepTime,
 ) -> Grown:
     """The campaign with an era for each stretch that begins before its end; that of the first is there.
 
@@ -87,11 +112,11 @@ def _move(stretch: Stretch, era: Era) -> float:
     return storage_time(checkpoint.storage, checkpoint_bytes(stretch.scenario.job), era.nodes)
 
 
-def growth_of(grown: Grown, log: Log) -> Growth:
+def growth_of(grown: Grown, log: Log, known: Known) -> Growth:
     """What the changes did, in a campaign and beside one without them."""
     jobs = [stretch.scenario.job for stretch in grown.stretches]
     flops = [model_flops_per_token(job.model, job.sequence_length) for job in jobs]
-    return build_growth(rows_of(grown, log), log, without_events(grown, log), flops)
+    return build_growth(rows_of(grown, log), log, known.without_events(grown, log), flops)
 
 
 def rows_of(grown: Grown, log: Log) -> list[Row]:
@@ -103,15 +128,16 @@ def rows_of(grown: Grown, log: Log) -> list[Row]:
         down, paid = 0.0, None
         if at is not None and index and not stretch.same:
             down = standstill(log.trace, at, log.wall) if era.planned else era.move
-            paid = _payback(grown.setting, index, log, at + down)
+            paid = _payback(grown.setting, index, log, at, at + down)
         rows.append(Row(stretch, era, log.by_era[index], at, down, paid))
     return rows
 
 
-def _payback(setting: Setting, index: int, log: Log, resumed: float) -> float | None:
+def _payback(setting: Setting, index: int, log: Log, laid: float, resumed: float) -> float | None:
     """s at which the campaign has as many tokens as one without this change and those after it; None if it never has.
 
-    Where steps bring no more tokens a second there is nothing to pay with.
+    laid, resumed: s at which the job was laid anew, and trained again. Where steps bring no more tokens a second there is
+    nothing to pay with.
     """
     era, before = setting.eras[index], setting.eras[index - 1]
     gain = (era.tokens / era.step_s) / (before.tokens / before.step_s)
@@ -121,15 +147,7 @@ def _payback(setting: Setting, index: int, log: Log, resumed: float) -> float | 
     while True:
         end = min(resumed + look, log.wall)
         without = play_campaign(replace(setting, duration=end, eras=setting.eras[:index]))
-        found = caught_up(log.trace, without.trace, era.begins, end)
+        found = caught_up(log.trace, without.trace, era.begins if era.planned else laid, end)
         if found is not None or end >= log.wall:
             return found
         look *= 2.0
-
-
-def without_events(grown: Grown, log: Log) -> Log:
-    """The campaign of the first stretch alone, as long as this one."""
-    if len(grown.setting.eras) == 1:
-        return log
-    first = replace(grown.setting, duration=log.wall, work=float("inf"), eras=grown.setting.eras[:1])
-    return play_campaign(first)

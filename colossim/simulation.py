@@ -232,14 +232,14 @@ def simulate(
     laid = setup.laid
     with _within_floats():
         setting = setting_of(first, laid.plan, laid.cluster, record.step_time, step_time)
-        eras = None
+        growth, known = None, known or Known()
         if stretches:
-            known = Known() if known is None else known
             known.add(first, (laid.plan, laid.cluster, record.step_time))
             eras = grown(setting, stretches, known, played, step_time)
             setting = eras.setting
         logs = play_replicas(setting, replicas, workers)
-        growth = None if eras is None else growth_of(eras, logs[0])
+        if stretches:
+            growth = growth_of(eras, logs[0], known)
         return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources), growth))
 
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+import itertools
+import json
+import math
 
-from colossim.errors import ScenarioError
+import pytest
+from matplotlib.figure import Figure
+from test_campaign import at, setting, source
+from test_eras import grown as grown_eras
+
+from colossim.engine.campaign import play_campaign
+from colossim.errors import DoesNotFit, ScenarioError, SimulationError
+from colossim.explain import explain
+from colossim.growth import Grown, Known, rows_of
+from colossim.plot import goodput, growth
+from colossim.result.growth import caught_up, standstill
+from colossim.result.write import write
 from colossim.scenario.derive import derive, no_effects
 from colossim.scenario.gate import SWITCHES, running, site_power
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.stretch import stretches_of
+from colossim.simulation import simulate
+from colossim.workload.transformer import model_flops_per_token
 
 DAY = 86400.0
 #: 16 nodes, a replica a node: 16 replicas of 8 sequences.
@@ -310,3 +326,245 @@ def test_events_after_the_end_are_noted(load):
     scenario = load(events)
     notes = [note for note in no_effects(scenario, derive(scenario)) if "events" in note]
     assert notes == ["`events.0` had no effect: the run ends before, after 10.0 d"]
+
+
+# -- eras by hand --------------------------------------------------------------------------------------------------------
+def grown_by_hand(load, events, one, *changes):
+    """A campaign with the stretches of some events, whose eras are those of a setting and changes of it."""
+    stretches = stretches_of(load(events))
+    assert len(stretches) == len(changes) + 1
+    return Grown(grown_eras(one, *changes), tuple(stretches))
+
+
+ADD = "{at: 100 s, add: [{type: hgx-h100, count: 16}], move: 40 s}"
+
+
+def test_a_change_is_paid_back_by_what_it_brings(load):
+    """A token a second, and two from 100 s on: 10 s of a checkpoint, 40 s of moving, 50 s of a restart, so that it goes on at
+    200 s with 100 tokens. 100 + 2 (t - 200) = t at 300 s."""
+    hand = grown_by_hand(
+        load,
+        [ADD],
+        setting(duration=400.0, interval=math.inf),
+        {"begins": 100.0, "tokens": 2.0, "move": 40.0, "planned": True},
+    )
+    log = play_campaign(hand.setting)
+    first, second = rows_of(hand, log)
+    assert (first.laid, first.down, first.paid_back, first.tokens) == (0.0, 0.0, None, 100.0)
+    assert (second.laid, second.down, second.tokens) == (110.0, 100.0, 400.0)
+    assert second.paid_back == pytest.approx(300.0, rel=1e-12)
+    short = Grown(dataclasses.replace(hand.setting, duration=299.0), hand.stretches)
+    assert rows_of(short, play_campaign(short.setting))[1].paid_back is None
+
+
+def test_what_brings_no_more_is_never_paid_back(load):
+    drain = "{at: 100 s, drain: [{type: hgx-h100, count: 8}]}"
+    hand = grown_by_hand(load, [drain], setting(duration=4e3), {"begins": 100.0, "step_s": 2.0, "planned": True})
+    _, second = rows_of(hand, play_campaign(hand.setting))
+    assert (second.down, second.paid_back) == (60.0, None)
+
+
+def test_a_change_that_waits_for_a_restart_costs_its_moving(load, monkeypatch):
+    """A fault at 300 s takes 80 s of work (checkpoints end at 110 and 220 s) with or without the change, for which the job
+    then moves for 40 s: two tokens a second from 390 s on, one from 350 on without: as many at 430 s."""
+    at(monkeypatch, 300.0)
+    events = [ADD.replace("move", "relay: next restart, move")]
+    text = TOY + "faults: {software: {mtbf: 1 d}}\n"
+    stretches = tuple(stretches_of(load(events, text=text)))
+    assert not stretches[1].planned
+    one = setting(source(1.0), duration=1000.0, interval=100.0)
+    hand = Grown(grown_eras(one, {"begins": 150.0, "tokens": 2.0, "move": 40.0}), stretches)
+    _, second = rows_of(hand, play_campaign(hand.setting))
+    assert (second.laid, second.down) == (300.0, 40.0)
+    assert second.paid_back == pytest.approx(430.0)
+
+
+def test_catching_up():
+    """By hand: straight lines, one that stands still, falls, or is never behind; until the end or not."""
+    steady = [(0.0, 0.0), (100.0, 100.0)]
+    late = [
+        (0.0, 0.0),
+        (10.0, 10.0),
+        (30.0, 10.0),
+        (100.0, 220.0),
+    ]  # 3 tokens a second from 30 s on: 10 + 3 (t - 30) = t
+    assert caught_up(late, steady, 10.0, 100.0) == pytest.approx(40.0)
+    assert caught_up(late, steady, 10.0, 39.9) is None
+    assert caught_up(steady, late, 10.0, 35.0) == 10.0
+    falls = [(0.0, 0.0), (35.0, 35.0), (35.0, 5.0), (100.0, 70.0)]
+    assert caught_up(late, falls, 10.0, 100.0) == 35.0
+    assert caught_up(steady, steady, 10.0, 100.0) == 10.0
+    assert caught_up(steady, [(0.0, 0.0), (20.0, 40.0)], 10.0, 100.0) == 40.0  # which then stands still
+
+
+def test_a_standstill_is_from_the_last_token_to_the_next():
+    trace = [(0.0, 0.0), (100.0, 100.0), (110.0, 100.0), (150.0, 100.0), (200.0, 150.0)]
+    assert standstill(trace, 120.0, 200.0) == 50.0
+    assert standstill(trace[:4], 120.0, 170.0) == 70.0
+
+
+# -- played --------------------------------------------------------------------------------------------------------------
+#: A drain and an upgrade, in a campaign of two days of 16 nodes.
+EVENTS = [
+    "{at: 6 h, add: [{type: hgx-h100, count: 16}], waves: 2, every: 6 h, burn_in: 1 h, move: 1 min}",
+    "{at: 18 h, drain: [{type: hgx-h100, count: 16}], move: 1 min}",
+    "{at: 24 h, upgrade: {type: hgx-h100, to: hgx-h200, count: 8, takes: 6 h}, job: {global_batch: 256}}",
+]
+TWO_DAYS = TOY.replace("10 d", "2 d")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    path = tmp_path_factory.mktemp("growth") / "toy.yaml"
+    path.write_text(TWO_DAYS + "events:\n" + "".join(f"  - {event}\n" for event in EVENTS))
+    scenario = load_scenario(path)
+    return scenario, simulate(scenario)
+
+
+def test_tokens_are_steps_times_batches(played):
+    scenario, result = played
+    rows = result.campaign.growth.stretches
+    assert [(row["begins_s"] / 3600, row["gpus_in_job"], row["global_batch"]) for row in rows] == [
+        (0, 128, 128), (7, 192, 120), (13, 256, 128), (18, 128, 128), (24, 64, 128), (30, 128, 256),
+    ]  # fmt: skip
+    assert all(row["tokens"] == row["steps"] * row["global_batch"] * 8192 for row in rows)
+    assert rows[-1]["tokens_so_far"] == sum(row["tokens"] for row in rows) == result.campaign.tokens
+    assert sum(row["steps"] for row in rows) == result.campaign.steps
+    needed = model_flops_per_token(scenario.job.model, 8192)
+    assert rows[-1]["flops_so_far"] == pytest.approx(result.campaign.tokens * needed, rel=1e-12)
+    for row, after in itertools.pairwise([*rows, {"laid_s": result.campaign.wall_s}]):
+        # Within a step, and the checkpoints of 5 s every 10 min.
+        seconds = (after["laid_s"] - row["laid_s"] - row["move_s"] - row["restart_s"]) / (1 + 5 / 600)
+        assert row["steps"] * row["step_time_s"] == pytest.approx(seconds, abs=10 + row["step_time_s"])
+
+
+def test_the_ledger_adds_up(played):
+    """Five changes: two write a checkpoint of 5 s, move for a minute and restart in three; none of them fails."""
+    _, result = played
+    spent_s, rows = result.campaign.spent_s, result.campaign.growth.stretches
+    assert sum(spent_s.values()) == pytest.approx(result.campaign.wall_s, rel=1e-9)
+    assert spent_s["growth"] == pytest.approx(sum(row["down_s"] for row in rows), abs=1e-6)
+    assert [row["down_s"] for row in rows] == pytest.approx([0, 245, 245, 245, 185, 185], abs=5.001)
+    assert [(row["move_s"], row["restart_s"], row["burn_in_s"]) for row in rows[:4]] == [
+        (0, 0, 0), (60, 180, 3600), (60, 180, 3600), (60, 180, 0),
+    ]  # fmt: skip
+
+
+def test_paybacks_are_those_of_arithmetic(played):
+    """Stands still for d, then makes r' in place of r tokens a second: d r' / (r' - r) after it stopped, checkpoints aside."""
+    _, result = played
+    rows = result.campaign.growth.stretches
+    for before, row in itertools.pairwise(rows[:3]):
+        gain = row["tokens_per_s"] / before["tokens_per_s"]
+        assert row["paid_back_s"] - row["begins_s"] == pytest.approx(row["down_s"] * gain / (gain - 1), abs=20)
+    assert [row["paid_back_s"] is None for row in rows] == [True, False, False, True, True, False]
+
+
+def test_growth_is_told(played, tmp_path):
+    scenario, result = played
+    told = json.loads(result.to_json())["campaign"]["growth"]
+    assert [row["what"] for row in told["stretches"]] == [row["what"] for row in result.campaign.growth.stretches]
+    assert told["stretches"][1]["what"] == "8 hgx-h100 join"
+    assert told["without"]["gpus_in_job"] == 128
+    assert 0 < told["without"]["tokens"] < told["stretches"][-1]["tokens_so_far"]
+    assert any("120" in note and "24 replicas" in note for note in result.notes)
+    page = str(result)
+    assert "changes of the cluster" in page
+    assert "paid back" in page
+    assert "5 changes, for which the job stood still for" in page
+    write(result, tmp_path)
+    assert (tmp_path / "growth.png").exists()
+    assert not (tmp_path / "interval.png").exists()
+    sections = explain(scenario)
+    assert sections["events"]["7.00 h"].startswith(
+        "8 hgx-h100 join; 192 of 192 GPUs in 24 replicas, 120 sequences a step;"
+    )
+    assert sections["events"]["7.00 h"].endswith("it stops for that; 0 nodes stand by")
+
+
+def test_growth_is_drawn(played):
+    _, result = played
+    lower = growth(result)
+    without, line = lower.get_lines()[:2]
+    assert line.get_ydata()[-1] == pytest.approx(result.campaign.growth.log.done / 1e9)
+    assert without.get_ydata()[-1] < line.get_ydata()[-1]
+    gpus = lower.figure.axes[0].patches[0].get_data().values
+    assert gpus.tolist() == [0.128, 0.192, 0.256, 0.128, 0.064, 0.128]
+    alone = Figure().add_subplot()
+    assert growth(result, alone) is alone
+    # Of what an undisturbed job would make, never more than all.
+    shares = goodput(result, Figure().add_subplot()).patches[0].get_data().values
+    assert 0.9 < shares.max() <= 1.0 + 1e-9
+    with pytest.raises(SimulationError, match="`events` say how"):
+        growth(dataclasses.replace(result, campaign=dataclasses.replace(result.campaign, growth=None)))
+
+
+def test_a_step_is_played_once(load, monkeypatch):
+    """What comes back to the nodes that it had, and another case on the same ones, need no new step."""
+    from colossim import simulation
+
+    counted = []
+    real = simulation.play_step
+    monkeypatch.setattr(simulation, "play_step", lambda *a: counted.append(1) or real(*a))
+    events = ["{at: 1 h, drain: [{type: hgx-h100, count: 8}]}", "{at: 2 h, add: [{type: hgx-h100, count: 8}]}"]
+    known = Known()
+    scenario = load(events, text=TWO_DAYS, job__parallelism__data=16)
+    results = [simulate(scenario, known=known) for _ in range(2)]
+    assert len(counted) == 3
+    assert results[0].campaign.growth.stretches == results[1].campaign.growth.stretches
+
+
+def test_what_changes_spares_alone_stops_nothing(load):
+    """Faults take a node a day; two more stand by from noon on, so that the second one isn't waited for."""
+    events = ["{at: 12 h, add: [{type: hgx-h100, count: 2}]}"]
+    text = TWO_DAYS + "faults: {node: {mtbf: 16 d, repair: 20 h}}\n"
+    scenario = load(events, text=text, job__global_batch=16)
+    campaign = simulate(scenario).campaign
+    row = campaign.growth.stretches[1]
+    assert row["down_s"] == 0
+    assert row["paid_back_s"] is None
+    assert campaign.spent_s["growth"] == 0
+    alone = simulate(scenario.model_copy(update={"events": ()})).campaign
+    assert campaign.spent_s["waiting"] < alone.spent_s["waiting"]
+
+
+def test_a_gate_from_the_start_on(load):
+    """The page is of what runs at first: two of 16 nodes."""
+    result = simulate(load(["{at: 0 s, power: 20 kW, per_node: 10 kW}", "{at: 1 d, power: unlimited}"], text=TWO_DAYS))
+    assert (result.gpus, result.gpus_in_job) == (16, 16)
+    assert [row["gpus_in_job"] for row in result.campaign.growth.stretches] == [16, 128]
+    assert result.campaign.growth.stretches[0]["gate"] == "20.0 kW run 2 of 16 hgx-h100, at 10.0 kW each"
+
+
+def test_a_job_that_does_not_fit_its_memory_later_says_when(load):
+    events = ["{at: 1 d, job: {parallelism.tensor: 1, parallelism.sequence: false, parallelism.sharding: none}}"]
+    with pytest.raises(DoesNotFit, match=r"^from 24.0 h on \(the job changes\): "):
+        simulate(load(events, text=TWO_DAYS))
+
+
+def test_the_checkpoint_is_moved_by_its_bytes(load):
+    """Llama 3 8B: 8.03e9 parameters of 14 bytes, 2 for the weight and 12 of the optimizer, over 32 nodes of 100 MB/s."""
+    text = TWO_DAYS.replace("restart: 3 min", "restart: 3 min, storage: {node: 100 MB/s}")
+    rows = simulate(load(["{at: 1 d, add: [{type: hgx-h100, count: 16}]}"], text=text)).campaign.growth.stretches
+    assert rows[1]["move_s"] == pytest.approx(8.03e9 * 14 / 32 / 100e6, rel=1e-3)
+
+
+# -- the story -----------------------------------------------------------------------------------------------------------
+def test_colossus_as_it_grew():
+    """Days from the start of training on 22 July 2024, and GPUs in the job."""
+    found = {}
+    for case in ("day 122 + 92", "about May 2025", "grid alone"):
+        stretches = stretches_of(load_scenario("colossus-expansion", case=case))
+        found[case] = [(round(s.begins / DAY), s.plan.gpus, s.plan.world, s.same) for s in stretches]
+    halls = [
+        (0, 25_000, 24_576, False),
+        (21, 50_000, 49_152, False),
+        (31, 75_000, 74_752, False),
+        (41, 100_000, 98_304, False),
+    ]
+    assert found["day 122 + 92"] == [*halls, (41 + 92, 200_000, 196_608, False)]
+    assert found["about May 2025"] == [*halls, (289, 200_000, 196_608, False)]
+    assert found["grid alone"] == [
+        (0, 5_176, 5_120, False), (10, 25_000, 24_576, False), (21, 32_368, 32_256, False), (31, 32_368, 32_256, True),
+        (41, 32_368, 32_256, True), (133, 32_368, 32_256, True), (289, 97_120, 96_768, False),
+    ]  # fmt: skip

@@ -50,6 +50,14 @@ class Growth:
         """Ready for JSON."""
         return {"stretches": self.stretches, "without": self.without}
 
+    def undisturbed(self, times: Floats) -> Floats:
+        """Tokens until these times (s), had the job never stood still."""
+        laid = [row for row in self.stretches if row["laid_s"] is not None]
+        edges = [row["laid_s"] for row in laid] + [max(self.log.wall, float(times[-1]))]
+        made = np.diff(edges) * np.array([row["tokens_per_s"] for row in laid])
+        found: Floats = np.interp(times, edges, np.concatenate([[0.0], np.cumsum(made)]))
+        return found
+
 
 def build_growth(rows: Sequence[Row], log: Log, without: Log, flops_per_token: Sequence[float]) -> Growth:
     """flops_per_token: that the model needs, of each stretch. Steps that count are whole ones."""
