@@ -150,7 +150,7 @@ def drawn(data) -> Setting:
         facts = {"shape": draw(st.sampled_from([1.0, 0.7, 2.0])), "repair_spread": draw(st.sampled_from([0.0, 1.0]))}
         mtbf, count = draw(st.floats(200.0, 5000.0)), draw(st.integers(1, 4))
         sources.append(source(mtbf, owner, count, name, effect=effect, **facts, **times))
-    changes = {key: draw(st.floats(0.1, 300.0)) for key in ("interval", "write", "durable", "restart")}
+    changes = {key: draw(st.floats(5.0, 300.0)) for key in ("interval", "write", "durable", "restart")}
     spares, seed = draw(st.integers(0, 2)), draw(st.integers(0, 99))
     one = setting(*sources, duration=5000.0, spares=spares, seed=seed, nodes=draw(st.integers(1, 4)), **changes)
     later = []
