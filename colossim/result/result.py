@@ -115,7 +115,7 @@ class Result:
 
     def with_cap(self, cap: dict[str, Any]) -> Result:
         """The same step with what its power cap costs and saves."""
-        way = "cluster.power_cap: the clock of a GPU under load goes with the third root of its limit"
+        way = "cluster.power_cap: the clock of a GPU under load goes with the third root of its limit (seen down to 3/4 of TDP)"
         assumptions = (*self.assumptions, f"{way}; kernels that memory bounds, and transfers, keep their pace")
         notes = self.notes
         if all(clock == 1 for clock in cap["clock"].values()):
