@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from colossim.campaign import StepTime, checkpoint_bytes, setting_of, spares_of, storage_time
 from colossim.cluster import Cluster
@@ -12,24 +14,34 @@ from colossim.engine.log import Log
 from colossim.engine.setting import Era, Setting
 from colossim.errors import SimulationError
 from colossim.result.growth import Growth, Row, build_growth, caught_up, standstill
+from colossim.result.power import Power
 from colossim.scenario.plan import Plan
+from colossim.scenario.power import least_power
 from colossim.scenario.schema import Scenario
 from colossim.scenario.stretch import Stretch
 from colossim.units import format_time
 from colossim.workload.transformer import model_flops_per_token
 
-#: Of a scenario: the layout of its job, its cluster, and s a step.
-Played = tuple[Plan, Cluster, float]
 #: Times that a change should take to be paid back for which the campaign without it is played at first.
 _FIRST_LOOK = 4.0
 
 
+class Played(NamedTuple):
+    """A step of a scenario. plan, cluster: of its job; step_s: s; power: of the step."""
+
+    plan: Plan
+    cluster: Cluster
+    step_s: float
+    power: Power
+
+
 @dataclass(frozen=True)
 class Grown:
-    """A campaign of several eras. stretches: one an era."""
+    """A campaign of several eras. stretches, powers: one an era."""
 
     setting: Setting
     stretches: tuple[Stretch, ...]
+    powers: tuple[Power, ...]
 
 
 class Known:
@@ -87,19 +99,28 @@ def grown(
     play: of the scenario of a stretch, where it isn't known. Raises SimulationError if one can't be played.
     """
     there = [stretch for stretch in stretches if stretch.begins < setting.duration]
-    eras = [setting.first]
-    for stretch in there[1:]:
+    eras, powers = [setting.first], [known.of(there[0].scenario, play).power]
+    for before, stretch in itertools.pairwise(there):
         if stretch.same:
+            more = least_power(stretch.scenario.cluster) - least_power(before.scenario.cluster)
+            powers.append(_with_idle(powers[-1], more))
             spares = spares_of(stretch.scenario, stretch.plan)
             eras.append(replace(eras[-1], begins=stretch.begins, spares=spares, move=0.0, planned=False))
             continue
         try:
-            plan, cluster, step_s = known.of(stretch.scenario, play)
+            plan, cluster, step_s, power = known.of(stretch.scenario, play)
             era = setting_of(stretch.scenario, plan, cluster, step_s, step_time).first
         except SimulationError as error:
             raise type(error)(f"from {format_time(stretch.begins)} on ({stretch.what}): {error}") from None
         eras.append(replace(era, begins=stretch.begins, move=_move(stretch, era), planned=stretch.planned))
-    return Grown(replace(setting, eras=tuple(eras)), tuple(there))
+        powers.append(power)
+    return Grown(replace(setting, eras=tuple(eras)), tuple(there), tuple(powers))
+
+
+def _with_idle(power: Power, watts: float) -> Power:
+    """With so many W of nodes that stand by, beside those that are counted."""
+    more = {name: getattr(power, name) + watts for name in ("site_W", "waiting_W", "idle_W")}
+    return replace(power, **more)
 
 
 def _move(stretch: Stretch, era: Era) -> float:
@@ -129,7 +150,7 @@ def rows_of(grown: Grown, log: Log) -> list[Row]:
         if at is not None and index and not stretch.same:
             down = standstill(log.trace, at, log.wall) if era.planned else era.move
             paid = _payback(grown.setting, index, log, at, at + down)
-        rows.append(Row(stretch, era, log.by_era[index], at, down, paid))
+        rows.append(Row(stretch, era, grown.powers[index], log.by_era[index], at, down, paid))
     return rows
 
 

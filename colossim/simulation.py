@@ -37,15 +37,18 @@ from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
 from colossim.result.campaign import build_campaign
+from colossim.result.power import power_of
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, advice, derive, no_effects
+from colossim.scenario.power import capped, uncapped
 from colossim.scenario.ramp import stretches
 from colossim.scenario.schema import Scenario
 from colossim.scenario.stretch import stretches_of
 from colossim.segments import Compiler
 from colossim.shares import Shares, equal_shares, shares_by_speed
 from colossim.site import library_of, place_job, storage_tiers, writes_of
+from colossim.supply import loads_of, told_cap
 from colossim.traffic import Traffic, build_traffic
 from colossim.workload.build import recomputed_layers
 from colossim.workload.program import Compute, kernel_pricer, used_operations
@@ -85,6 +88,7 @@ class Setup:
 
 def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> LaidOut:
     """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and, if it must fit, DoesNotFit."""
+    scenario = capped(scenario)
     try:
         plan = derive(scenario)
         if scenario.run.collectives == "chunked":
@@ -216,6 +220,10 @@ def simulate(
         done = time.perf_counter()
         ramp = play_ramp(setup, progress)
     result = result_of(setup, record, ready - began, done - ready, ramp)
+    if scenario.cluster.power_cap is not None:
+        _tell(progress, "playing a step without the power cap", 0.9)
+        free = prepare(uncapped(scenario), must_fit=must_fit)
+        result = result.with_cap(told_cap(scenario, result, result_of(free, play_step(free), 0.0, 0.0, [])))
     if not is_campaign(scenario):
         return result
 
@@ -226,7 +234,10 @@ def simulate(
     def played(other: Scenario) -> Played:
         _tell(progress, "playing a step of a cluster that has changed", 0.9)
         setup = prepare(other, must_fit=must_fit)
-        return setup.laid.plan, setup.laid.cluster, play_step(setup).step_time
+        record, there, job = play_step(setup), setup.laid, other.job
+        loads = loads_of(record, there.cluster, there.shares, job.precision)
+        power = power_of(record, loads, there.scenario.cluster, float(job.global_batch * job.sequence_length))
+        return Played(there.plan, there.cluster, record.step_time, power)
 
     _tell(progress, "playing the campaign", 0.9)
     laid = setup.laid
@@ -234,7 +245,7 @@ def simulate(
         setting = setting_of(first, laid.plan, laid.cluster, record.step_time, step_time)
         growth, known = None, known or Known()
         if stretches:
-            known.add(first, (laid.plan, laid.cluster, record.step_time))
+            known.add(first, Played(laid.plan, laid.cluster, record.step_time, result.power))
             eras = grown(setting, stretches, known, played, step_time)
             setting = eras.setting
         logs = play_replicas(setting, replicas, workers)
@@ -324,6 +335,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, r
         scenario,
         plan,
         record,
+        loads_of(record, cluster, laid.shares, job.precision),
         memory={
             "parameters": memory[0].parameters,
             "gradients": memory[0].gradients,

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from test_campaign import at, setting, source
@@ -20,7 +21,7 @@ from colossim.plot import goodput, growth
 from colossim.result.growth import caught_up, standstill
 from colossim.result.write import write
 from colossim.scenario.derive import derive, no_effects
-from colossim.scenario.gate import SWITCHES, running, site_power
+from colossim.scenario.gate import running, site_power
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.stretch import stretches_of
 from colossim.simulation import simulate
@@ -190,20 +191,17 @@ def test_a_job_that_is_laid_anew_keeps_the_rules(load, changes):
 
 # -- power ---------------------------------------------------------------------------------------------------------------
 def test_power_of_a_node():
-    """Provisioned: 10.2 kW and 8 GPUs' switches; measured: 8 x 700 W and 1.2 kW. Times the site's PUE."""
-    node = load_scenario("colossus-100k").cluster.nodes[0].type
-    assert site_power(node, "provisioned", 1.11) == pytest.approx((10_200 + 8 * SWITCHES) * 1.11)
-    assert site_power(node, "measured", 1.11) == pytest.approx((8 * 700 + 1200 + 8 * SWITCHES) * 1.11)
-    assert site_power(node, 5e3, 1.11) == 5e3
-    assert site_power(node, "provisioned", 1.11) * 12_500 == pytest.approx(155e6, rel=5e-3)
-    assert running([(node, 3), (node, 9)], 60e3, 10e3, 1.0) == [3, 3]
-    assert running([(node, 3)], 3 * 0.1, 0.1, 1.0) == [3]
-
-
-def test_power_of_a_node_that_is_not_known(load):
-    found = wrong(load, "{at: 1 d, add: [{type: dgx-a100, count: 1}]}", "{at: 2 d, power: 1 MW}")
-    assert found[0][:3] == (14, 22, "events.1.power")
-    assert "dgx-a100 is provisioned for isn't known: write `per_node: measured`" in found[0][3]
+    """Provisioned: rated at 10.2 kW, and 8 GPUs' switches; measured: 6,849 W and these. Times the site's PUE."""
+    cluster = load_scenario("colossus-100k").cluster
+    node, switches = cluster.nodes[0].type, cluster.fabric.power
+    assert site_power(node, "provisioned", switches, 1.11) == pytest.approx((10_200 + 8 * switches) * 1.11)
+    assert site_power(node, "measured", switches, 1.11) == pytest.approx((6849 + 8 * switches) * 1.11)
+    assert site_power(node, 5e3, switches, 1.11) == 5e3
+    assert site_power(node, "provisioned", switches, 1.11) * 12_500 == pytest.approx(155e6, rel=5e-3)
+    other = node.model_copy(update={"measured_power": None})
+    assert site_power(other, "measured", 0.0, 1.0) == node.overhead_power + 8 * 700
+    assert running([(node, 3), (node, 9)], 60e3, 10e3, switches, 1.0) == [3, 3]
+    assert running([(node, 3)], 3 * 0.1, 0.1, switches, 1.0) == [3]
 
 
 # -- errors --------------------------------------------------------------------------------------------------------------
@@ -333,7 +331,7 @@ def grown_by_hand(load, events, one, *changes):
     """A campaign with the stretches of some events, whose eras are those of a setting and changes of it."""
     stretches = stretches_of(load(events))
     assert len(stretches) == len(changes) + 1
-    return Grown(grown_eras(one, *changes), tuple(stretches))
+    return Grown(grown_eras(one, *changes), tuple(stretches), (None,) * len(stretches))
 
 
 ADD = "{at: 100 s, add: [{type: hgx-h100, count: 16}], move: 40 s}"
@@ -353,7 +351,7 @@ def test_a_change_is_paid_back_by_what_it_brings(load):
     assert (first.laid, first.down, first.paid_back, first.tokens) == (0.0, 0.0, None, 100.0)
     assert (second.laid, second.down, second.tokens) == (110.0, 100.0, 400.0)
     assert second.paid_back == pytest.approx(300.0, rel=1e-12)
-    short = Grown(dataclasses.replace(hand.setting, duration=299.0), hand.stretches)
+    short = dataclasses.replace(hand, setting=dataclasses.replace(hand.setting, duration=299.0))
     assert rows_of(short, play_campaign(short.setting))[1].paid_back is None
 
 
@@ -373,7 +371,7 @@ def test_a_change_that_waits_for_a_restart_costs_its_moving(load, monkeypatch):
     stretches = tuple(stretches_of(load(events, text=text)))
     assert not stretches[1].planned
     one = setting(source(1.0), duration=1000.0, interval=100.0)
-    hand = Grown(grown_eras(one, {"begins": 150.0, "tokens": 2.0, "move": 40.0}), stretches)
+    hand = Grown(grown_eras(one, {"begins": 150.0, "tokens": 2.0, "move": 40.0}), stretches, (None, None))
     _, second = rows_of(hand, play_campaign(hand.setting))
     assert (second.laid, second.down) == (300.0, 40.0)
     assert second.paid_back == pytest.approx(430.0)
@@ -448,6 +446,21 @@ def test_the_ledger_adds_up(played):
     assert [(row["move_s"], row["restart_s"], row["burn_in_s"]) for row in rows[:4]] == [
         (0, 0, 0), (60, 180, 3600), (60, 180, 3600), (60, 180, 0),
     ]  # fmt: skip
+
+
+def test_energy_is_that_of_each_stretch(played):
+    """A site draws its step's mean while it trains, and less while the job is laid anew. GPU hours: all that have joined."""
+    _, result = played
+    rows = result.campaign.growth.stretches
+    edges = [*(row["laid_s"] for row in rows), result.campaign.wall_s]
+    for row, seconds in zip(rows, np.diff(edges), strict=True):
+        assert 0.97 * row["site_W"] * seconds <= row["energy_J"] <= row["site_W"] * (seconds + 245)
+    assert rows[0]["site_W"] == result.power.site_W
+    assert rows[2]["site_W"] == pytest.approx(2 * result.power.site_W, rel=0.02)
+    assert result.cost["energy_J"] == pytest.approx(sum(row["energy_J"] for row in rows))
+    times, watts = result.power_over_time()
+    assert np.diff(times) @ watts == pytest.approx(result.cost["energy_J"])
+    assert result.cost["gpu_hours"] == pytest.approx(128 * 7 + 192 * 6 + 256 * 5 + 128 * 6 + 64 * 6 + 128 * 18)
 
 
 def test_paybacks_are_those_of_arithmetic(played):
@@ -565,6 +578,6 @@ def test_colossus_as_it_grew():
     assert found["day 122 + 92"] == [*halls, (41 + 92, 200_000, 196_608, False)]
     assert found["about May 2025"] == [*halls, (289, 200_000, 196_608, False)]
     assert found["grid alone"] == [
-        (0, 5_176, 5_120, False), (10, 25_000, 24_576, False), (21, 32_368, 32_256, False), (31, 32_368, 32_256, True),
-        (41, 32_368, 32_256, True), (133, 32_368, 32_256, True), (289, 97_120, 96_768, False),
+        (0, 5_176, 5_120, False), (10, 25_000, 24_576, False), (21, 32_376, 32_256, False), (31, 32_376, 32_256, True),
+        (41, 32_376, 32_256, True), (133, 32_376, 32_256, True), (289, 97_128, 96_768, False),
     ]  # fmt: skip

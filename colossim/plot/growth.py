@@ -65,15 +65,19 @@ def _gpus(growth: Growth, wall: float, ax: Axes) -> None:
     scale, _ = unit_of(wall)
     rows = growth.stretches
     edges, laid = _edges(growth, wall)
+    dark = any(row["gpus_joined"] > row["gpus"] for row in rows)
     begins = np.array([*(row["begins_s"] for row in rows), wall])
     ax.stairs([rows[i]["gpus_in_job"] / 1e3 for i in laid], np.array(edges) / scale, fill=True, color=_DARK, alpha=0.85,
               label="in the job")  # fmt: skip
     ax.stairs([row["gpus"] / 1e3 for row in rows], begins / scale, color=_ORANGE, linewidth=1.5, baseline=None,
-              label="that have joined and have power")  # fmt: skip
-    ax.set_ylim(0, 1.3 * max(row["gpus"] for row in rows) / 1e3)
+              label="that have power" if dark else "that have joined")  # fmt: skip
+    if dark:
+        ax.stairs([row["gpus_joined"] / 1e3 for row in rows], begins / scale, color="#777777", linewidth=1.2, linestyle=":",
+                  baseline=None, label="that have joined")  # fmt: skip
+    ax.set_ylim(0, 1.3 * max(row["gpus_joined"] for row in rows) / 1e3)
     ax.set_xlim(0, wall / scale)
     ax.set_ylabel("GPUs (thousands)")
-    ax.legend(loc="upper left", ncols=2, frameon=False, fontsize=9)
+    ax.legend(loc="upper left", ncols=3, frameon=False, fontsize=9)
     plain(ax)
 
 
@@ -97,7 +101,7 @@ def _rates(growth: Growth, wall: float, ax: Axes) -> None:
               linewidth=1.5, baseline=None, label="if nothing failed")  # fmt: skip
     ax.set_ylim(min(0.0, float(rate.min()) / 1e6), 1.3 * max(growth.stretches[i]["tokens_per_s"] for i in laid) / 1e6)
     ax.set_ylabel("million tokens/s")
-    ax.legend(loc="upper left", ncols=2, frameon=False, fontsize=9)
+    ax.legend(loc="upper left", ncols=3, frameon=False, fontsize=9)
     plain(ax)
 
 

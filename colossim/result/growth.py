@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from colossim.engine.log import Log
 from colossim.engine.setting import Era
+from colossim.result.power import Power, power_standing
 from colossim.scenario.stretch import Stretch
 
 Trace = Sequence[tuple[float, float]]
@@ -20,13 +21,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Row:
-    """A stretch as it was played. tokens: that count.  laid: s at which the job was laid so; None if it never was.
+    """A stretch as it was played. tokens: that count.  power: of its steps.  laid: s at which the job was laid so, or None.
 
     down: s for which it stood still for that (a fault meanwhile included).  paid_back: s at which that is made up for.
     """
 
     stretch: Stretch
     era: Era
+    power: Power
     tokens: float
     laid: float | None
     down: float
@@ -37,18 +39,30 @@ class Row:
 class Growth:
     """stretches: see `told`. without: what the job of the first stretch alone would have done in the same time.
 
-    log, without_log: of the campaigns, for plots.
+    power: (n + 1,) s and (n,) W of the site over the campaign.  log, without_log: of the campaigns, for plots.
     """
 
     stretches: tuple[dict[str, Any], ...]
     without: dict[str, float]
     notes: tuple[str, ...]
+    power: tuple[Floats, Floats]
     log: Log
     without_log: Log
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {"stretches": self.stretches, "without": self.without}
+
+    @property
+    def energy(self) -> float:
+        """J of the site."""
+        return float(sum(row["energy_J"] for row in self.stretches))
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Of GPUs that have power, in the job or not."""
+        edges = [*(row["begins_s"] for row in self.stretches), self.log.wall]
+        return float(sum(row["gpus"] * seconds for row, seconds in zip(self.stretches, np.diff(edges), strict=True)))
 
     def undisturbed(self, times: Floats) -> Floats:
         """Tokens until these times (s), had the job never stood still."""
@@ -63,19 +77,40 @@ def build_growth(rows: Sequence[Row], log: Log, without: Log, flops_per_token: S
     """flops_per_token: that the model needs, of each stretch. Steps that count are whole ones."""
     told = []
     tokens = flops = 0.0
-    for row, needed in zip(rows, flops_per_token, strict=True):
+    power, energy = _energy(rows, log)
+    for row, needed, joules in zip(rows, flops_per_token, energy, strict=True):
         steps = whole_steps(row.tokens, row.era)
         tokens += steps * row.era.tokens
         flops += steps * row.era.tokens * needed
-        told.append({**_told(row, steps, needed), "tokens_so_far": tokens, "flops_so_far": flops})
+        so_far = {"tokens_so_far": tokens, "flops_so_far": flops, "energy_J": joules}
+        told.append({**_told(row, steps, needed), **so_far})
     alone = whole_steps(without.done, rows[0].era) * rows[0].era.tokens
     return Growth(
         stretches=tuple(told),
         without={"tokens": alone, "flops": alone * flops_per_token[0], "gpus_in_job": rows[0].stretch.plan.world},
         notes=tuple(note for row in rows for note in row.stretch.notes),
+        power=power,
         log=log,
         without_log=without,
     )
+
+
+def _energy(rows: Sequence[Row], log: Log) -> tuple[tuple[Floats, Floats], list[float]]:
+    """Power of the site over a campaign, and J of each stretch from when the job was laid so on.
+
+    Checkpoints aren't told apart; while the job stands still for a change the stretch before goes on.
+    """
+    laid = [i for i, row in enumerate(rows) if row.laid is not None]
+    begins = np.array([rows[i].laid for i in laid], dtype=float)
+    training = np.array([rows[i].power.site_W for i in laid])
+    standing = np.array([power_standing(log.spent, rows[i].power) for i in laid])
+    times, done = _columns(log.trace)
+    kept = np.diff(times) > 0
+    which = np.searchsorted(begins, times[:-1][kept], side="right") - 1
+    watts = np.where(np.diff(done)[kept] > 0, training[which], standing[which])
+    joules = np.bincount(which, np.diff(times)[kept] * watts, len(laid)).tolist()
+    of = dict(zip(laid, joules, strict=True))
+    return (np.append(times[:-1][kept], times[-1]), watts), [of.get(i, 0.0) for i in range(len(rows))]
 
 
 def whole_steps(tokens: float, era: Era) -> int:
@@ -86,8 +121,9 @@ def whole_steps(tokens: float, era: Era) -> int:
 def _told(row: Row, steps: int, flops_per_token: float) -> dict[str, Any]:
     """begins_s: when it could be laid so; laid_s: when it was, waited_s later; None if never.
 
-    nodes: that have power; gate: what power runs, if not all.  down_s: the job stood still for it, of which it moved and
-    restarted for move_s and restart_s; burn_in_s: tests of what came before.  paid_back_s: wall time.
+    gpus_joined: of nodes that are there; nodes, gpus: that have power; gate: what it runs, if not all.  site_W: of them in
+    training; energy_J: of the site.  down_s: the job stood still for it, of which it moved and restarted for move_s and
+    restart_s; burn_in_s: tests of what came before.  paid_back_s: wall time.
     """
     stretch, era = row.stretch, row.era
     moved = row.laid is not None and not stretch.same and row.down > 0
@@ -98,12 +134,14 @@ def _told(row: Row, steps: int, flops_per_token: float) -> dict[str, Any]:
         "what": stretch.what,
         "gate": stretch.gate,
         "nodes": sum(group.count for group in stretch.scenario.cluster.nodes),
+        "gpus_joined": stretch.joined,
         "gpus": stretch.plan.gpus,
         "gpus_in_job": stretch.plan.world,
         "replicas": stretch.plan.data,
         "global_batch": stretch.scenario.job.global_batch,
         "step_time_s": era.step_s,
         "tokens_per_s": era.tokens / era.step_s,
+        "site_W": row.power.site_W,
         "steps": steps,
         "tokens": steps * era.tokens,
         "flops": steps * era.tokens * flops_per_token,

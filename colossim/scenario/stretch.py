@@ -21,7 +21,7 @@ class Stretch:
 
     events: indices; what: in words.  planned: the job stops for it; else it is laid so at the first restart after that.
     move: s beside the restart; None: by the checkpoint's bytes.  same: only what stands by changes, and the job goes on.
-    gate: what the power runs, where that isn't all.  notes: on how the job was laid.
+    joined: GPUs of nodes that have joined; gate: what the power runs, where that isn't all.  notes: on how the job was laid.
     """
 
     begins: float
@@ -32,6 +32,7 @@ class Stretch:
     planned: bool = False
     move: float | None = None
     same: bool = False
+    joined: int = 0
     gate: str = ""
     notes: tuple[str, ...] = ()
 
@@ -105,7 +106,8 @@ def _stretch(scenario: Scenario, moment: Moment, ended: list[int], over: int, be
         planned=before is not None and any(scenario.events[i].relay == "at once" for i in events),
         move=max(moves) if moves else None,
         same=same,
-        gate=moment.gate(scenario.cluster.pue),
+        joined=sum(node.gpus * count for node, count in moment.nodes),
+        gate=moment.gate(scenario.cluster),
         notes=() if same else notes,
     )
 
@@ -125,7 +127,7 @@ def _standing(scenario: Scenario, plan: Plan) -> tuple[JobSpec, list[tuple[NodeT
 
 def _told(scenario: Scenario, moment: Moment, problems: tuple[Problem, ...]) -> list[Problem]:
     """What is wrong with the job at a moment, at the event that brought it there."""
-    where = moment.gate(scenario.cluster.pue) or said_nodes(moment.running)
+    where = moment.gate(scenario.cluster) or said_nodes(moment.running)
     last = max((change.event for change in moment.changes), default=-1)
     found = []
     for problem in problems:

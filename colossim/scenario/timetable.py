@@ -9,7 +9,7 @@ from colossim.catalog.types import NodeType
 from colossim.scenario.events import Event
 from colossim.scenario.fields import nearest
 from colossim.scenario.gate import running, site_power
-from colossim.scenario.schema import Scenario
+from colossim.scenario.schema import ClusterSpec, Scenario
 from colossim.units import format_power, format_time
 
 Report = Callable[[str, str], None]
@@ -57,11 +57,12 @@ class Moment:
         """Nodes that have power."""
         return tuple((node, runs) for (node, _), runs in zip(self.nodes, self.runs, strict=True) if runs)
 
-    def gate(self, pue: float) -> str:
+    def gate(self, cluster: ClusterSpec) -> str:
         """What the power runs, in words; nothing if it is enough."""
         if sum(self.runs) == sum(count for _, count in self.nodes):
             return ""
-        each = " or ".join(dict.fromkeys(format_power(site_power(n, self.per_node, pue)) for n, _ in self.nodes))
+        ways = [site_power(node, self.per_node, cluster.fabric.power, cluster.pue) for node, _ in self.nodes]
+        each = " or ".join(dict.fromkeys(map(format_power, ways)))
         return f"{said_power(self.power)} run {sum(self.runs):,} of {said_nodes(self.nodes)}, at {each} each"
 
 
@@ -104,7 +105,6 @@ def timetable(scenario: Scenario, report: Report) -> list[Moment]:
     parts.sort(key=lambda part: part.at)
     nodes: list[tuple[NodeType, int]] = [(group.type, group.count) for group in scenario.cluster.nodes]
     power: tuple[float, str | float] = (float("inf"), "provisioned")
-    source = None
     told: set[str] = set()
 
     def tell(field: str, message: str) -> None:
@@ -121,15 +121,8 @@ def timetable(scenario: Scenario, report: Report) -> list[Moment]:
             for kind, count in part.come:
                 nodes = _with(nodes, kind, count)
             if part.power is not None:
-                power, source = part.power, part.event
-        try:
-            runs = running(nodes, power[0], power[1], scenario.cluster.pue)
-        except ValueError as error:
-            tell(
-                f"events.{source}.{'per_node' if scenario.written(f'events.{source}.per_node') else 'power'}",
-                str(error),
-            )
-            runs = [count for _, count in nodes]
+                power = part.power
+        runs = running(nodes, *power, scenario.cluster.fabric.power, scenario.cluster.pue)
         moments.append(Moment(at, now, tuple(nodes), tuple(runs), *power))
     return moments
 
