@@ -12,6 +12,8 @@ from calibration import power as calibration
 from colossim import plot
 from colossim.engine.record import CATEGORIES, StepRecord, Timeline
 from colossim.errors import ScenarioError
+from colossim.explain import explain
+from colossim.jobs import stand
 from colossim.result.cost import cost_of, cost_of_campaign
 from colossim.result.power import (
     ACTIVITIES,
@@ -343,6 +345,11 @@ def test_a_cap_that_holds_nothing_back_says_so():
     ("change", "field", "words"),
     [
         ("cluster.power_cap={gpu: 60 W}", "cluster.power_cap.gpu", "no more than the 75.0 W that a GPU draws idle"),
+        (
+            "cluster.nodes.0.type.gpu.power_limit=70 W",
+            "cluster.nodes.0.type.gpu.power_limit",
+            "the 75.0 W that it draws idle",
+        ),
         ("cluster.power_cap=40 kW", "cluster.power_cap", "16 nodes and their switches with idle GPUs draw 58.8 kW"),
         ("cluster.power_cap={site: 40 kW}", "cluster.power_cap", "say more, or use fewer nodes"),
         ("cluster.power_cap={}", "cluster.power_cap", "says no power: 100 MW of the site, or {gpu: 500 W}"),
@@ -361,6 +368,16 @@ def test_caps_and_prices_that_are_wrong(change, field, words):
     assert problem.field == field
     assert words in problem.message
     assert problem.file == f"--set {change.partition('=')[0]}"
+
+
+def test_a_cap_holds_wherever_a_job_is_laid_out():
+    """Alone, among several jobs, and in what `check` explains."""
+    alone = colossim.load_scenario("two-pods", set=["cluster.power_cap={gpu: 400 W}"])
+    assert lay_out(alone).cluster.node_types[0].gpu.limit == 400
+    assert explain(alone)["cluster"]["power cap"] == "400 W of each H100"
+    for standing in stand(colossim.load_scenario("two-jobs", set=["cluster.power_cap={gpu: 400 W}"])):
+        assert {node.gpu.limit for node in standing.laid.cluster.node_types} == {400}
+    assert "power cap" not in explain(uncapped(alone))["cluster"]
 
 
 def test_a_wrong_cap_is_told_where_it_stands(tmp_path):

@@ -148,9 +148,9 @@ class Gpu(Entry):
         """
         shares = (self.activity.memory, self.activity.communicating, self.activity.waiting)
         memory, communicating, waiting = (
-            min(self.limit, self.idle + share * (self.tdp - self.idle)) for share in shares
+            min(self.limit, self.idle + share * max(0.0, self.tdp - self.idle)) for share in shares
         )
-        arithmetic = self.idle + self.activity.arithmetic * (self.limit - self.idle)
+        arithmetic = self.idle + self.activity.arithmetic * max(0.0, self.limit - self.idle)
         return arithmetic, memory, communicating, waiting
 
     @property

@@ -142,7 +142,7 @@ def drawn(line: Timeline, load: Load, times: Floats) -> Floats:
     shares /= shares.sum(axis=1, keepdims=True)
     asked = shares * (np.array(gpu.watts) - gpu.idle)
     whole = asked.sum(axis=1, keepdims=True)
-    above = np.minimum(whole, gpu.limit - gpu.idle)
+    above = np.minimum(whole, max(0.0, gpu.limit - gpu.idle))
     given: Floats = shares * gpu.idle + asked * np.divide(above, whole, out=np.ones_like(whole), where=whole > 0)
     return given
 

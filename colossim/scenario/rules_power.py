@@ -13,6 +13,11 @@ def check_power(scenario: Scenario, report: Callable[[str, str], None]) -> None:
     """Caps and prices."""
     cluster = scenario.cluster
     cap, price = cluster.power_cap, cluster.price
+    for i, group in enumerate(cluster.nodes):
+        gpu = group.type.gpu
+        if gpu.power_limit is not None and gpu.power_limit <= gpu.idle:
+            message = f"{format_power(gpu.power_limit)} is no more than the {format_power(gpu.idle)} that it draws idle"
+            report(f"cluster.nodes.{i}.type.gpu.power_limit", f"{message}: say more, up to {format_power(gpu.tdp)}")
     if price is not None and price.energy is None and price.gpu_hour is None:
         report("cluster.price", "says no price: {energy: 60 $/MWh}, {gpu_hour: 2 $}, or both")
     if cap is None:
