@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from colossim.campaign import is_campaign, mtbf_of, play_replicas, setting_of
+from colossim.bookmark import Shelf
+from colossim.campaign import is_campaign, mtbf_of, setting_of
 from colossim.capacity import check_memory, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, build_cluster
 from colossim.cluster.variation import with_slowest
@@ -35,6 +36,7 @@ from colossim.fold import fold
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
+from colossim.replicas import play_replicas
 from colossim.result.campaign import build_campaign
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
@@ -188,12 +190,14 @@ def simulate(
     must_fit: bool = True,
     replicas: int = 1,
     workers: int = 1,
+    shelf: Shelf | None = None,
 ) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why; and weeks of them, if it asks for these.
 
     progress: called with what is being done and the share of it that is done.  must_fit: whether a job that its GPUs can't
     hold is refused; a run that was published did fit, whatever the model says.  replicas: seeds of a campaign, from the
     scenario's on, in so many processes (`workers`; a script that asks for several needs `if __name__ == "__main__":`).
+    shelf: of a `Bookmark`, where a campaign is kept as it goes, and goes on from.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
     """
@@ -221,7 +225,7 @@ def simulate(
     laid = setup.laid
     with _within_floats():
         setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
-        logs = play_replicas(setting, replicas, workers)
+        logs = play_replicas(setting, replicas, workers, shelf)
         return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources)))
 
 
