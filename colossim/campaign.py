@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from colossim.cluster import Cluster
-from colossim.engine.campaign import play_campaign
-from colossim.engine.log import Log
 from colossim.engine.setting import Era, Part, Setting, Source, State
 from colossim.errors import Problem, ScenarioError, SimulationError
-from colossim.processes import processes
 from colossim.reliability import best_interval
 from colossim.scenario.campaign import Checkpoint, Storage
 from colossim.scenario.degraded import Degraded
@@ -201,35 +196,3 @@ def _with_slow(groups: tuple[NodeGroup, ...], node: int, pace: float) -> tuple[N
         parts = ((group.type, place), (slow, 1), (group.type, group.count - place - 1))
         found += [NodeGroup.model_construct(type=kind, count=count) for kind, count in parts if count]
     return tuple(found)
-
-
-def play_replicas(setting: Setting, replicas: int, workers: int = 1) -> list[Log]:
-    """Campaigns of so many seeds, from the setting's on. What is returned doesn't depend on the number of workers."""
-    settings = [replace(setting, seed=setting.seed + i) for i in range(replicas)]
-    if min(workers, replicas) <= 1:
-        return [play_campaign(one) for one in settings]
-    # What a worker can't be sent is played before: the states that faults can lead to.
-    eras = tuple(replace(era, step_of=partial(_look_up, _played(era))) for era in setting.eras)
-    settings = [replace(one, eras=eras) for one in settings]
-    with processes(workers) as pool:
-        return list(pool.map(play_campaign, settings, chunksize=max(1, replicas // (4 * workers))))
-
-
-def _played(era: Era) -> dict[State, float]:
-    return {state: era.step_of(state) for state in _states(era)}
-
-
-def _look_up(known: dict[State, float], state: State) -> float:
-    return known[state]
-
-
-def _states(era: Era) -> list[State]:
-    """All states that faults can lead to: of each kind of part none, or one of its degrees."""
-    degrees: dict[Part, set[float]] = {}
-    for source in era.sources:
-        if source.kind.effect in ("degrade", "slow"):
-            degrees.setdefault(source.part, set()).add(source.kind.to)
-    found: list[State] = [()]
-    for part in sorted(degrees):
-        found += [tuple(sorted((*state, (part, left)))) for state in found for left in sorted(degrees[part])]
-    return found

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from colossim.campaign import is_campaign, mtbf_of, play_replicas, setting_of
+from colossim.bookmark import Shelf
+from colossim.campaign import is_campaign, mtbf_of, setting_of
 from colossim.capacity import check_memory, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, build_cluster
 from colossim.cluster.variation import with_slowest
@@ -36,6 +37,7 @@ from colossim.growth import Known, Played, grown, growth_of
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
+from colossim.replicas import play_replicas
 from colossim.result.campaign import build_campaign
 from colossim.result.power import power_of
 from colossim.result.ramp import Sizes
@@ -194,6 +196,7 @@ def simulate(
     must_fit: bool = True,
     replicas: int = 1,
     workers: int = 1,
+    shelf: Shelf | None = None,
     known: Known | None = None,
 ) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why; and weeks of them, if it asks for these.
@@ -201,6 +204,7 @@ def simulate(
     progress: called with what is being done and the share of it that is done.  must_fit: whether a job that its GPUs can't
     hold is refused; a run that was published did fit, whatever the model says.  replicas: seeds of a campaign, from the
     scenario's on, in so many processes (`workers`; a script that asks for several needs `if __name__ == "__main__":`).
+    shelf: of a `Bookmark`, where a campaign is kept as it goes, and goes on from.
     known: steps that other cases have played after their clusters changed; this one's join them.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
@@ -248,7 +252,7 @@ def simulate(
             known.add(first, Played(laid.plan, laid.cluster, record.step_time, result.power))
             eras = grown(setting, stretches, known, played, step_time)
             setting = eras.setting
-        logs = play_replicas(setting, replicas, workers)
+        logs = play_replicas(setting, replicas, workers, shelf)
         if stretches:
             growth = growth_of(eras, logs[0], known)
         return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources), growth))

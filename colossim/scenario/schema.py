@@ -208,6 +208,11 @@ class Scenario(Facts):
         """Whether the user wrote this dotted path."""
         return path in self._marks
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Dotted paths of all that the user wrote."""
+        return tuple(self._marks)
+
     def place(self, path: str) -> tuple[str | None, int | None, int | None] | None:
         """File, line and column of the value at a dotted path; None if the user didn't write it."""
         return self._marks.get(path)
