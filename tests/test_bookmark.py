@@ -201,8 +201,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "most"), [("1", 3.0), ("2", 6.0)])
 def test_killed_ten_times_it_gives_the_same_bytes(workers, most, tmp_path):
-    """kill -9 after 0.2 to 3 or 6 s, ten times, some of them amid a campaign; then what is printed and written is that of a run that
-    nobody disturbed."""
+    """kill -9 after 0.2 to 3 or 6 s, ten times, some of them amid a campaign; then what is printed and written is that of a
+    run that nobody disturbed."""
     rng = random.Random(7)
     more = ("--replicas", "2", "--workers", workers, "--out")
     command = [sys.executable, "-c", RUN]
