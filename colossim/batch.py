@@ -10,6 +10,7 @@ from typing import Any
 
 from colossim.bookmark import Bookmark
 from colossim.errors import SimulationError
+from colossim.growth import Known
 from colossim.jobs import simulate_jobs
 from colossim.offered import offer
 from colossim.result.jobs import JobsResult
@@ -37,6 +38,7 @@ def play_all(
     played), SimulationError if the only variant can't be played.
     """
     several = len(variants) > 1
+    known = Known()
     names = _folders([variant.label for variant in variants])
     folders = [None if out is None else out / name if several else out for name in names]
     new = [folder for folder in (*folders, out) if folder is not None and not os.path.exists(folder)]
@@ -60,7 +62,7 @@ def play_all(
                 continue
             try:
                 shelf = None if bookmark is None else bookmark.shelf(i)
-                result = simulate(variant.scenario, tell, replicas=replicas, workers=workers, shelf=shelf)
+                result = simulate(variant.scenario, tell, replicas=replicas, workers=workers, shelf=shelf, known=known)
             except SimulationError as error:
                 if not several:
                     raise

@@ -11,7 +11,7 @@ from colossim.cluster import Cluster
 from colossim.engine.setting import Era, Part, Setting, Source, State
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.reliability import best_interval
-from colossim.scenario.campaign import Checkpoint
+from colossim.scenario.campaign import Checkpoint, Storage
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
@@ -28,7 +28,7 @@ StepTime = Callable[[Scenario], float]
 
 def is_campaign(scenario: Scenario) -> bool:
     """Whether more than steps is asked for."""
-    return scenario.run.duration is not None or scenario.faults is not None
+    return scenario.run.duration is not None or scenario.faults is not None or bool(scenario.events)
 
 
 def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source, ...]:
@@ -114,6 +114,12 @@ def checkpoint_bytes(job: JobSpec) -> float:
     return (2.0 + job.software.optimizer_bytes) * parameters(job.model)
 
 
+def storage_time(storage: Storage, size: float, nodes: int) -> float:
+    """s that so many bytes take to the storage or back, each node its share."""
+    ways = ((storage.node, nodes), (storage.total, 1))
+    return size / min(rate * many for rate, many in ways if rate is not None)
+
+
 def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float) -> tuple[float, float, float]:
     """s between two checkpoints, for which a write blocks, and from its start until it can be restarted from.
 
@@ -121,9 +127,7 @@ def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float
     """
     stored = None
     if checkpoint.storage is not None:
-        size = checkpoint_bytes(scenario.job)
-        ways = ((checkpoint.storage.node, nodes), (checkpoint.storage.total, 1))
-        stored = size / min(rate * many for rate, many in ways if rate is not None)
+        stored = storage_time(checkpoint.storage, checkpoint_bytes(scenario.job), nodes)
     write = checkpoint.write if checkpoint.write is not None else stored
     assert write is not None, "a rule says so"
     interval = checkpoint.interval

@@ -33,19 +33,24 @@ from colossim.engine.step import no_collections, play
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.flows import Pace, pinned_assumptions
 from colossim.fold import fold
+from colossim.growth import Known, Played, grown, growth_of
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
 from colossim.replicas import play_replicas
 from colossim.result.campaign import build_campaign
+from colossim.result.power import power_of
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, advice, derive, no_effects
+from colossim.scenario.power import capped, uncapped
 from colossim.scenario.ramp import stretches
 from colossim.scenario.schema import Scenario
+from colossim.scenario.stretch import stretches_of
 from colossim.segments import Compiler
 from colossim.shares import Shares, equal_shares, shares_by_speed
 from colossim.site import library_of, place_job, storage_tiers, writes_of
+from colossim.supply import loads_of, told_cap
 from colossim.traffic import Traffic, build_traffic
 from colossim.workload.build import recomputed_layers
 from colossim.workload.program import Compute, kernel_pricer, used_operations
@@ -85,6 +90,7 @@ class Setup:
 
 def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> LaidOut:
     """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and, if it must fit, DoesNotFit."""
+    scenario = capped(scenario)
     try:
         plan = derive(scenario)
         if scenario.run.collectives == "chunked":
@@ -191,6 +197,7 @@ def simulate(
     replicas: int = 1,
     workers: int = 1,
     shelf: Shelf | None = None,
+    known: Known | None = None,
 ) -> Result:
     """Plays one training step of the scenario and says how long it takes, and why; and weeks of them, if it asks for these.
 
@@ -198,6 +205,7 @@ def simulate(
     hold is refused; a run that was published did fit, whatever the model says.  replicas: seeds of a campaign, from the
     scenario's on, in so many processes (`workers`; a script that asks for several needs `if __name__ == "__main__":`).
     shelf: of a `Bookmark`, where a campaign is kept as it goes, and goes on from.
+    known: steps that other cases have played after their clusters changed; this one's join them.
     Raises ScenarioError (located), DoesNotFit, TooManyClasses, SimulationError where numbers leave what a float holds.
     A scenario with `traffic` is no step: `colossim.offered.offer` plays it.
     """
@@ -207,13 +215,19 @@ def simulate(
         message = "plays the fabric alone, in place of a step: `colossim run`, or colossim.offer(scenario)"
         raise scenario.located(ScenarioError([Problem("traffic", message)]))
     began = time.perf_counter()
+    stretches = stretches_of(scenario) if scenario.events else []
+    first = stretches[0].scenario if stretches else scenario
     with _within_floats():
-        setup = prepare(scenario, progress, must_fit=must_fit)
+        setup = prepare(first, progress, must_fit=must_fit)
         ready = time.perf_counter()
         record = play_step(setup, progress)
         done = time.perf_counter()
         ramp = play_ramp(setup, progress)
     result = result_of(setup, record, ready - began, done - ready, ramp)
+    if scenario.cluster.power_cap is not None:
+        _tell(progress, "playing a step without the power cap", 0.9)
+        free = prepare(uncapped(scenario), must_fit=must_fit)
+        result = result.with_cap(told_cap(scenario, result, result_of(free, play_step(free), 0.0, 0.0, [])))
     if not is_campaign(scenario):
         return result
 
@@ -221,12 +235,27 @@ def simulate(
         _tell(progress, "playing a step of a damaged cluster", 0.9)
         return play_step(prepare(other, must_fit=must_fit)).step_time
 
+    def played(other: Scenario) -> Played:
+        _tell(progress, "playing a step of a cluster that has changed", 0.9)
+        setup = prepare(other, must_fit=must_fit)
+        record, there, job = play_step(setup), setup.laid, other.job
+        loads = loads_of(record, there.cluster, there.shares, job.precision)
+        power = power_of(record, loads, there.scenario.cluster, float(job.global_batch * job.sequence_length))
+        return Played(there.plan, there.cluster, record.step_time, power)
+
     _tell(progress, "playing the campaign", 0.9)
     laid = setup.laid
     with _within_floats():
-        setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
+        setting = setting_of(first, laid.plan, laid.cluster, record.step_time, step_time)
+        growth, known = None, known or Known()
+        if stretches:
+            known.add(first, Played(laid.plan, laid.cluster, record.step_time, result.power))
+            eras = grown(setting, stretches, known, played, step_time)
+            setting = eras.setting
         logs = play_replicas(setting, replicas, workers, shelf)
-        return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources)))
+        if stretches:
+            growth = growth_of(eras, logs[0], known)
+        return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources), growth))
 
 
 @contextmanager
@@ -310,6 +339,7 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, r
         scenario,
         plan,
         record,
+        loads_of(record, cluster, laid.shares, job.precision),
         memory={
             "parameters": memory[0].parameters,
             "gradients": memory[0].gradients,

@@ -9,7 +9,9 @@ from colossim.plot.breakdown import breakdown
 from colossim.plot.campaign import goodput, interval, lost_time
 from colossim.plot.canvas import save
 from colossim.plot.collectives import collectives
+from colossim.plot.growth import growth
 from colossim.plot.pipeline import pipeline_fill
+from colossim.plot.power import power, power_over_time
 from colossim.plot.published import published, published_memory
 from colossim.plot.scoreboard import errors, predicted
 from colossim.plot.throughput import link_throughput, throughput, tokens
@@ -21,10 +23,13 @@ __all__ = [
     "collectives",
     "errors",
     "goodput",
+    "growth",
     "interval",
     "link_throughput",
     "lost_time",
     "pipeline_fill",
+    "power",
+    "power_over_time",
     "predicted",
     "published",
     "published_memory",

@@ -12,6 +12,7 @@ import numpy as np
 from colossim.engine.log import ACCOUNTS, Interruption, Log
 from colossim.engine.setting import Era, Setting
 from colossim.reliability import best_interval, daly, wall_over_work, young
+from colossim.result.growth import Growth, whole_steps
 
 #: Keys of an interruption.
 INTERRUPTION = ("time_s", "cause", "component", "lost_s", "restart_s")
@@ -26,7 +27,7 @@ class Campaign:
     checkpoints, beside Young's, Daly's and the best by the exact formula, and what goodput that formula gives for it (of a
     synchronous checkpoint, spares at hand); None where nothing stops the job.  write_s: for which a checkpoint blocks;
     restart_s: from a fault to training, in the mean.  replicas: mean and 90 % of goodput and interruptions over
-    seeds, and the mean ledger.
+    seeds, and the mean ledger.  growth: of a cluster that changes.
     """
 
     wall_s: float
@@ -48,6 +49,7 @@ class Campaign:
     goodput_by_formula: float | None
     replicas: dict[str, Any] | None
     logs: tuple[Log, ...]
+    growth: Growth | None = None
 
     def by_seed(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(seed, interruption) of all replicas. first: the seed of the first."""
@@ -57,15 +59,18 @@ class Campaign:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; goodput, ettr and interruptions stand beside it in the result."""
-        apart = ("goodput", "ettr", "interruptions", "logs")
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart}
+        apart = ("goodput", "ettr", "interruptions", "logs", "growth")
+        told = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart}
+        return told if self.growth is None else {**told, "growth": self.growth.to_dict()}
 
 
-def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float) -> Campaign:
-    """Numbers of campaigns that differ in their seed alone; closed forms are of the first era. mtbf: s, of that one."""
+def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, growth: Growth | None = None) -> Campaign:
+    """Numbers of campaigns that differ in their seed alone; closed forms are of the first era. mtbf: s, of that one.
+
+    growth: of the first seed, where the cluster changes.
+    """
     log, era = logs[0], setting.first
-    # A step that is all but a rounding whole is whole.
-    steps = [math.floor(done / one.tokens + 1e-9) for done, one in zip(log.by_era, setting.eras, strict=True)]
+    steps = [whole_steps(done, one) for done, one in zip(log.by_era, setting.eras, strict=True)]
     stops = math.isfinite(mtbf)
     blocks = stops and era.write > 0
     restart = era.restart + _detection(era)
@@ -91,6 +96,7 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float) -> Campai
         else None,
         replicas=_over_seeds(logs) if len(logs) > 1 else None,
         logs=tuple(logs),
+        growth=growth,
     )
 
 

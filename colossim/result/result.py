@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from colossim import __version__
-from colossim.engine.record import CATEGORIES, LinkUse, StepRecord
+from colossim.engine.record import CATEGORIES, Floats, LinkUse, StepRecord
 from colossim.errors import SimulationError
 from colossim.flows import Pinned
 from colossim.result.campaign import Campaign
 from colossim.result.confidence import error_band
-from colossim.result.power import power_of
+from colossim.result.cost import cost_of, cost_of_campaign, cost_of_growth
+from colossim.result.power import Course, Load, Power, course_of, power_of, power_of_trace
 from colossim.result.ramp import Sizes, cost_of_ramp, time_to_train
 from colossim.result.routing import routing_of
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import Scenario
+from colossim.scenario.schema import ClusterSpec, Scenario
 
 if TYPE_CHECKING:
     import pandas
@@ -34,8 +35,10 @@ class Result:
     replicas, micro_batches, micro_batch, sequences, recompute}. ramp: of the global batch (`result.ramp`). mix: what a job
     of several node types costs itself. collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind
     that a step runs. routing: what it does to flows (`result.routing`). error_band: how far published runs like it are
-    predicted off (`result.confidence`). notes: keys of the scenario that changed nothing. record: the played step, for
-    plots.  goodput, ettr, interruptions, campaign: of weeks of training (`result.campaign`), where these were asked for.
+    predicted off (`result.confidence`). power: through the step (`result.power`); power_W is its mean. cost: of the run
+    (`result.cost`), of its campaign where there is one. notes: keys of the scenario that changed nothing. record: the played
+    step, loads: what its ranks run on, cluster: all of it, for plots.  goodput, ettr, interruptions, campaign: of weeks of
+    training (`result.campaign`), where these were asked for.
     """
 
     scenario: str
@@ -63,6 +66,8 @@ class Result:
     routing: dict[str, Any]
     power_W: float
     energy_per_step_J: float
+    power: Power
+    cost: dict[str, Any]
     time_to_train_s: float | None
     ramp: dict[str, Any] | None
     assumptions: tuple[str, ...]
@@ -81,6 +86,8 @@ class Result:
     aligned: bool
     steps: tuple[dict[str, float], ...] = field(repr=False)
     record: StepRecord = field(repr=False, compare=False)
+    loads: tuple[Load, ...] = field(repr=False, compare=False)
+    cluster: ClusterSpec = field(repr=False, compare=False)
     goodput: float | None = None
     ettr: float | None = None
     interruptions: tuple[dict[str, Any], ...] | None = None
@@ -88,21 +95,52 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON; the steps and the record stay out, and so do figures that were not asked for."""
-        left_out = {"steps", "record"}
+        left_out = {"steps", "record", "loads", "cluster"}
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        values["power"] = self.power.to_dict()
         if self.campaign is not None:
             values["campaign"] = self.campaign.to_dict()
         return {name: value for name, value in values.items() if value is not None}
 
     def with_campaign(self, campaign: Campaign) -> Result:
         """The same step with weeks of it."""
+        growth = campaign.growth
         return replace(
             self,
             goodput=campaign.goodput,
             ettr=campaign.ettr,
             interruptions=campaign.interruptions,
             campaign=campaign,
+            cost=cost_of_campaign(self.cost, self.power, self.gpus, campaign.spent_s)
+            if growth is None
+            else cost_of_growth(self.cost, growth.energy, growth.gpu_seconds, campaign.wall_s),
+            notes=(*self.notes, *(() if growth is None else growth.notes)),
         )
+
+    def with_cap(self, cap: dict[str, Any]) -> Result:
+        """The same step with what its power cap costs and saves."""
+        way = "cluster.power_cap: the clock of a GPU under load goes with the third root of its limit (seen down to 3/4 of TDP)"
+        assumptions = (*self.assumptions, f"{way}; kernels that memory bounds, and transfers, keep their pace")
+        notes = self.notes
+        if all(clock == 1 for clock in cap["clock"].values()):
+            notes = (*notes, "`cluster.power_cap` had no effect: the GPUs' own limits are lower")
+        return replace(self, power=replace(self.power, cap=cap), assumptions=assumptions, notes=notes)
+
+    @property
+    def course(self) -> Course:
+        """Power through the step."""
+        return course_of(self.record, self.loads, self.cluster)
+
+    def power_over_time(self) -> tuple[Floats, Floats]:
+        """(n + 1,) s, (n,) W of the site over a campaign's first seed: the step's mean where it trained, or standing still.
+
+        Checkpoints aren't told apart. Raises SimulationError if there is no campaign.
+        """
+        if self.campaign is None:
+            raise SimulationError(f"{self.scenario} played a step: `faults` or `run.duration` make a campaign of it")
+        if self.campaign.growth is not None:
+            return self.campaign.growth.power
+        return power_of_trace(self.campaign.logs[0].trace, self.campaign.spent_s, self.power)
 
     def to_json(self) -> str:
         """`to_dict` as one JSON object."""
@@ -124,6 +162,7 @@ def build_result(
     scenario: Scenario,
     plan: Plan,
     record: StepRecord,
+    loads: Sequence[Load],
     *,
     memory: dict[str, float],
     model_flops_per_step: float,
@@ -147,15 +186,16 @@ def build_result(
 ) -> Result:
     """Puts a played step into numbers. The step is deterministic, so every step of the run is like it.
 
-    Raises SimulationError if a figure is beyond what a float holds.
+    loads: what each timeline's ranks run on. Raises SimulationError if a figure is beyond what a float holds.
     """
     step = record.step_time
     critical = record.timelines[record.critical]
     breakdown = dict(zip(CATEGORIES, (float(s) for s in critical.seconds()), strict=True))
     per_gpu = model_flops_per_step / step / plan.world
     links = _links(record)
-    power = power_of(scenario, plan, record)
+    power = power_of(record, loads, scenario.cluster, tokens_per_step)
     job, tokens = scenario.job, scenario.job.tokens
+    training = None if tokens is None else time_to_train(tokens / job.sequence_length, ramp, job.global_batch, step)
     result = Result(
         scenario=scenario.name,
         description=scenario.description,
@@ -185,11 +225,11 @@ def build_result(
             frozenset((kind[0], kind[4].removesuffix("-tree")) for kind in chosen),
             links,
         ),
-        power_W=power.power,
-        energy_per_step_J=power.energy,
-        time_to_train_s=None
-        if tokens is None
-        else time_to_train(tokens / job.sequence_length, ramp, job.global_batch, step),
+        power_W=power.site_W,
+        energy_per_step_J=power.energy_per_step_J,
+        power=power,
+        cost=cost_of(power, scenario.cluster.price, plan.gpus, training),
+        time_to_train_s=training,
         ramp=cost_of_ramp(ramp, job.global_batch, step),
         assumptions=tuple(assumptions),
         error_band=error_band(scenario, plan),
@@ -218,6 +258,8 @@ def build_result(
             for i in range(scenario.run.steps)
         ),
         record=record,
+        loads=tuple(loads),
+        cluster=scenario.cluster,
     )
     beyond = [name for name, value in _figures(result.to_dict()) if not math.isfinite(value)]
     if beyond:

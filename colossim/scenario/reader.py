@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from colossim import yaml12
 from colossim.catalog import KINDS, Extra, entry, read_extra
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.derive import derive
+from colossim.scenario.event_jobs import read_jobs
 from colossim.scenario.fields import wrong_path
 from colossim.scenario.files import find_graph, with_dumps
 from colossim.scenario.messages import Place, place_of, translated
+from colossim.scenario.rules_events import check_events
 from colossim.scenario.schema import LATER_KEYS, Scenario
 from colossim.shipped import scenario_path
 from colossim.yaml12 import Document, Path_, dotted
@@ -138,21 +141,26 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
         scenario._marks.update({dotted(path): place for path, place in places.items()})
         find_graph(scenario, file)
         problems += _variant_problems(scenario, places)
-        problems += _rules(scenario)
+        of_events = read_jobs(scenario, value, extra, places, partial(_put, keys=keys, places=places))
+        problems += of_events
+        problems += _rules(scenario, jobs=not of_events)
     if problems or scenario is None:
         raise ScenarioError(sorted(problems, key=lambda p: (p.line or 0, p.column or 0)))
     return scenario
 
 
-def _rules(scenario: Scenario) -> tuple[Problem, ...]:
-    """The rules between fields that the scenario breaks."""
+def _rules(scenario: Scenario, *, events: bool = True, jobs: bool = True) -> tuple[Problem, ...]:
+    """The rules between fields that the scenario breaks. events, jobs: whether its events and their jobs could be read."""
     if scenario.jobs:
         return _rules_of_jobs(scenario)
+    problems: list[Problem] = []
     try:
         derive(scenario)
     except ScenarioError as error:
-        return scenario.located(error).problems
-    return ()
+        problems += error.problems
+    laid = jobs and not problems
+    check_events(scenario, lambda field, message: problems.append(Problem(field, message)), sound=events, laid=laid)
+    return scenario.located(ScenarioError(problems)).problems if problems else ()
 
 
 def _rules_of_jobs(scenario: Scenario) -> tuple[Problem, ...]:
@@ -175,8 +183,12 @@ def _rules_beside(
 ) -> tuple[Problem, ...]:
     """Rules that are broken beside fields that are wrong by themselves, where those can't be the reason."""
     broken: set[Path_] = set()
+    events: set[int] = set()
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         loc = item["loc"]
+        if loc[0] == "events" and len(loc) > 1 and isinstance(loc[1], int):
+            events.add(loc[1])
+            continue
         free = next((path for path in _FREE if loc[: len(path)] == path), None)
         if free is None and not (item["type"] == "extra_forbidden" and len(loc) == 1):
             return ()
@@ -190,13 +202,18 @@ def _rules_beside(
         owner.pop(str(path[-1]), None)
         if _FREE.get(path) is not None:
             owner[str(path[-1])] = _FREE[path]
+    if events:
+        sound["events"] = tuple({"at": "0 s"} if i in events else part for i, part in enumerate(sound["events"]))
     try:
         scenario = Scenario.model_validate(sound, context={"catalog": extra})
     except pydantic.ValidationError:
         return ()
     scenario._marks.update({dotted(path): place for path, place in places.items()})
     find_graph(scenario, "")
-    return _rules(scenario)
+    hidden = tuple(f"events.{i}" for i in events)
+    return tuple(
+        p for p in _rules(scenario, events=not events) if not f"{p.field}.".startswith(tuple(f"{h}." for h in hidden))
+    )
 
 
 def _extra(value: dict[str, Any], file: str, problems: list[Problem], places: Mapping[Path_, Place]) -> Extra:
@@ -263,6 +280,20 @@ def _changed(
     keys.setdefault((*done, head), place)
     places.setdefault((*done, head), place)
     return {**value, head: _changed(value.get(head), rest, new, place, keys, places, problems, (*done, head))}
+
+
+def _put(
+    value: Any,
+    path: tuple[str, ...],
+    new: Any,
+    place: Place,
+    problems: list[Problem],
+    *,
+    keys: Mapping[Path_, Place],
+    places: Mapping[Path_, Place],
+) -> Any:
+    """As `_changed`, of a value of which nobody asks where its parts stand."""
+    return _changed(value, path, new, place, dict(keys), dict(places), problems)
 
 
 def _later(value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]) -> list[Problem]:

@@ -10,14 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from colossim import units
 from colossim.catalog.facts import Facts
 from colossim.catalog.faults import FaultProfile
 from colossim.catalog.quantities import (
     Named,
     Natural,
     Positive,
+    Quantity,
     Rate,
     Ratio,
+    Short,
     SomeSeconds,
     SomeShare,
     SomeSize,
@@ -26,12 +29,13 @@ from colossim.catalog.types import Fabric, NodeType
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.campaign import Checkpoint
 from colossim.scenario.degraded import Degraded
+from colossim.scenario.events import Event
 from colossim.scenario.job import JobSpec, NamedJob
+from colossim.scenario.power import PowerCap, Price
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
 LATER_KEYS: dict[tuple[str, ...], str] = {
     ("jitter",): "stragglers",
-    ("events",): "clusters that grow",
 }
 
 
@@ -61,6 +65,10 @@ class ClusterSpec(Facts):
     degraded: tuple[Degraded, ...] = Field(default=(), description="links and switches below their rate, or dead")
     storage: StorageTraffic | None = Field(default=None, description="checkpoint writes on the training fabric")
     pue: Ratio = Field(default=1.2, description="power of the site over power of its IT")
+    power_cap: Annotated[PowerCap, Short("site", Quantity(units.POWER, zero=False))] | None = Field(
+        default=None, description="what the site may draw, such as 100 MW; or {gpu: 500 W}: GPUs are limited to it"
+    )
+    price: Price | None = Field(default=None, description="of energy and of GPU hours: a run then says what it costs")
 
     #: a networkx graph, or the path of its file; the fabric's own words where a scenario has no file
     _graph: Any = PrivateAttr(default=None)
@@ -149,10 +157,13 @@ class Scenario(Facts):
     when_short: Literal["wait", "shrink"] = Field(
         default="wait", description="what the job does without a spare: wait for a node, or go on with fewer replicas"
     )
+    events: tuple[Event, ...] = Field(default=(), description="the cluster over time, in its order")
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="variants, as a product")
 
+    #: the job as the `job` of each event leaves it, by the event's index
+    _jobs_after: dict[int, JobSpec] = PrivateAttr(default_factory=dict)
     #: (file, line, column) of each dotted path that the user wrote
     _marks: dict[str, tuple[str | None, int | None, int | None]] = PrivateAttr(default_factory=dict)
 
@@ -165,6 +176,7 @@ class Scenario(Facts):
             run = data.get("run")
             for key, there in (
                 ("faults", "faults" in data),
+                ("events", "events" in data),
                 ("run.duration", isinstance(run, dict) and "duration" in run),
             ):
                 if there:
@@ -187,6 +199,10 @@ class Scenario(Facts):
             "job" + p[len(here) :]: place for p, place in self._marks.items() if f"{p}.".startswith(f"{here}.")
         }
         return view
+
+    def job_after(self, event: int) -> JobSpec:
+        """The job with the fields that events up to this one have changed; its replicas are as the last of them says."""
+        return next((self._jobs_after[i] for i in range(event, -1, -1) if i in self._jobs_after), self.job)
 
     def written(self, path: str) -> bool:
         """Whether the user wrote this dotted path."""
