@@ -167,22 +167,29 @@ class Shelf:
         self._bookmark.put("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)", self._variant, *row, _crc(*row))
 
 
-def open_bookmark(
-    path: Path | None, variants: list[Variant], replicas: int, *, resume: bool, force: bool
-) -> Bookmark | None:
-    """The file of a run, if it keeps one. Raises as `Bookmark` does."""
-    return None if path is None else Bookmark(path, hash_of(variants, replicas), resume=resume, force=force)
-
-
 @contextmanager
-def interruptible(bookmark: Bookmark | None, tell: Callable[[str], None]) -> Iterator[None]:
-    """Closes the file at the end; of a run that fails before anything was kept none is left. tell: told how to go on."""
-    failed = False
+def bookmarked(
+    path: Path | None,
+    variants: list[Variant],
+    replicas: int,
+    *,
+    resume: bool,
+    force: bool,
+    tell: Callable[[str], None],
+) -> Iterator[Bookmark | None]:
+    """The file of a run, if it keeps one; of a run that fails before anything was kept none is left.
+
+    tell: told how to go on after an interrupt. Raises as `Bookmark` does.
+    """
+    if path is None:
+        yield None
+        return
+    bookmark, failed = None, False
     try:
-        yield
+        bookmark = Bookmark(path, hash_of(variants, replicas), resume=resume, force=force)
+        yield bookmark
     except KeyboardInterrupt:
-        if bookmark is not None:
-            tell(f"the same command with --resume goes on from `{bookmark.path}`")
+        tell(f"the same command with --resume goes on from `{path}`")
         raise
     except Exception:
         failed = True

@@ -173,7 +173,7 @@ def run(
 ) -> int:
     """Plays SCENARIO (a file, or the name of one that ships) and shows the result."""
     from colossim.batch import play_all
-    from colossim.bookmark import interruptible, open_bookmark
+    from colossim.bookmark import bookmarked
     from colossim.campaign import is_campaign
     from colossim.errors import Problem, ScenarioError
     from colossim.result.summary import show_measured, show_rows
@@ -190,8 +190,8 @@ def run(
         raise ScenarioError([Problem("--checkpoint", message)])
     if variants[0].scenario.jobs:
         return _run_jobs(variants, out, force, as_json, quiet)
-    bookmark = open_bookmark(checkpoint, variants, replicas, resume=resume, force=force)
-    with interruptible(bookmark, partial(click.echo, err=True)), progress(quiet) as tell:
+    keeping = partial(bookmarked, checkpoint, variants, replicas, resume=resume, force=force)
+    with keeping(tell=partial(click.echo, err=True)) as bookmark, progress(quiet) as tell:
         rows = play_all(
             variants,
             out=out,
