@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from colossim.campaign import StepTime, checkpoint_bytes, setting_of, spares_of, storage_time
 from colossim.cluster import Cluster
 from colossim.engine.campaign import play_campaign
 from colossim.engine.log import Log
+from colossim.engine.record import StepRecord
 from colossim.engine.setting import Era, Setting
 from colossim.errors import SimulationError
 from colossim.result.growth import Growth, Row, build_growth, caught_up, standstill
@@ -48,8 +49,14 @@ class Known:
     """What was played already: several stretches, and several cases, may stand on the same nodes."""
 
     def __init__(self) -> None:
+        #: First stretches of cases, what was set up for them, and the record of their step.
+        self.starts: list[tuple[Scenario, Any, StepRecord]] = []
         self._played: list[tuple[Scenario, Played]] = []
         self._alone: list[tuple[Scenario, float, Log]] = []
+
+    def start(self, scenario: Scenario) -> tuple[Any, StepRecord] | None:
+        """What another case began with, if it is this one's beginning."""
+        return next(((setup, record) for other, setup, record in self.starts if _same_step(other, scenario)), None)
 
     def add(self, scenario: Scenario, played: Played) -> None:
         """Remembers a step."""

@@ -217,17 +217,21 @@ def simulate(
     began = time.perf_counter()
     stretches = stretches_of(scenario) if scenario.events else []
     first = stretches[0].scenario if stretches else scenario
+    known = known or Known()
+    before = known.start(first) if stretches else None
     with _within_floats():
-        setup = prepare(first, progress, must_fit=must_fit)
+        setup = prepare(first, progress, must_fit=must_fit) if before is None else _with_words(before[0], first)
         ready = time.perf_counter()
-        record = play_step(setup, progress)
+        record = play_step(setup, progress) if before is None else before[1]
         done = time.perf_counter()
         ramp = play_ramp(setup, progress)
+    if stretches and before is None:
+        known.starts.append((first, setup, record))
     result = result_of(setup, record, ready - began, done - ready, ramp)
-    if scenario.cluster.power_cap is not None:
+    if first.cluster.power_cap is not None:
         _tell(progress, "playing a step without the power cap", 0.9)
-        free = prepare(uncapped(scenario), must_fit=must_fit)
-        result = result.with_cap(told_cap(scenario, result, result_of(free, play_step(free), 0.0, 0.0, [])))
+        free = prepare(uncapped(first), must_fit=must_fit)
+        result = result.with_cap(told_cap(first, result, result_of(free, play_step(free), 0.0, 0.0, [])))
     if not is_campaign(scenario):
         return result
 
@@ -247,7 +251,7 @@ def simulate(
     laid = setup.laid
     with _within_floats():
         setting = setting_of(first, laid.plan, laid.cluster, record.step_time, step_time)
-        growth, known = None, known or Known()
+        growth = None
         if stretches:
             known.add(first, Played(laid.plan, laid.cluster, record.step_time, result.power))
             eras = grown(setting, stretches, known, played, step_time)
@@ -256,6 +260,11 @@ def simulate(
         if stretches:
             growth = growth_of(eras, logs[0], known)
         return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.first.sources), growth))
+
+
+def _with_words(setup: Setup, scenario: Scenario) -> Setup:
+    """What was set up for another case of the same step, with what else this one says."""
+    return replace(setup, laid=replace(setup.laid, scenario=capped(scenario)))
 
 
 @contextmanager

@@ -182,6 +182,8 @@ class Campaign:
     # -- eras --------------------------------------------------------------------------------------------------------
     def _stops_for_era(self) -> bool:
         """Whether one has begun for which the job stops."""
+        if self.begun == self.index:  # nearly always, and asked at every checkpoint
+            return False
         return any(era.planned for era in self.setting.eras[self.index + 1 : self.begun + 1])
 
     def _go_over(self) -> Generator[simpy.Event, Any, None]:
