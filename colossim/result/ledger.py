@@ -60,9 +60,9 @@ def said_campaign(campaign: Campaign) -> str:
         + (f" ({most})" if most else "")
         + "."
     )
-    first = "" if campaign.growth is None else " At first:"
+    first = " Something" if campaign.growth is None else " At first something"
     if campaign.mtbf_s is not None:
-        words += f"{first} Something stops the job every {format_time(campaign.mtbf_s)}."
+        words += f"{first} stops the job every {format_time(campaign.mtbf_s)}."
     if campaign.best_s is not None and campaign.interval_s is not None:
         assert campaign.young_s is not None
         assert campaign.daly_s is not None
