@@ -113,6 +113,8 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
         ),
         ("power", "", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step"),
     ]
+    if result.jitter is not None:
+        facts.append(("stragglers", *_stragglers(result.jitter)))
     if result.ramp is not None:
         ramp = result.ramp
         more = (
@@ -123,6 +125,16 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
     if result.time_to_train_s is not None:
         facts.append(("time to train", "", format_time(result.time_to_train_s)))
     return facts
+
+
+def _stragglers(jitter: dict[str, Any]) -> tuple[str, str]:
+    """What GPUs that differ cost a step, and the rest of the line."""
+    cost, plain = jitter["cost_s"], jitter["undisturbed_s"]
+    words = [f"{name} alone {format_time(each)}" for name, each in jitter["of_each_s"].items()]
+    more = f"  ({format_share(cost / plain)}" + (f"; {', '.join(words)}" if len(words) > 1 else "") + ")"
+    if jitter["percentile"] is not None:
+        more += f"; the pace of a GPU at {jitter['pace']:.3f} of the mean time, {100 * jitter['percentile']:.2f} % are no slower"
+    return f"{format_time(cost)} a step", more
 
 
 def _breakdown(result: Result, ascii_only: bool) -> Any:
