@@ -133,7 +133,8 @@ def _stragglers(jitter: dict[str, Any]) -> tuple[str, str]:
     words = [f"{name} alone {format_time(each)}" for name, each in jitter["of_each_s"].items()]
     more = f"  ({format_share(cost / plain)}" + (f"; {', '.join(words)}" if len(words) > 1 else "") + ")"
     if jitter["percentile"] is not None:
-        more += f"; the pace of a GPU at {jitter['pace']:.3f} of the mean time, {100 * jitter['percentile']:.2f} % are no slower"
+        no_slower = f"{100 * jitter['percentile']:.2f} % of GPUs are no slower"
+        more += f"; as if all kernels took {jitter['pace']:.3f} of their time: {no_slower}"
     return f"{format_time(cost)} a step", more
 
 
