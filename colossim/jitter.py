@@ -27,7 +27,7 @@ from colossim.scenario.schema import Scenario
 from colossim.traffic import Traffic
 
 #: Ranks times steps of a class that are gone through together: more steps than fit aren't played.
-_CROWD = 400_000
+_CROWD = 200_000
 #: What all kernels are stretched by to see what a step makes of it.
 _NUDGE = 1.01
 
