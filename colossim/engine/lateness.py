@@ -2,7 +2,7 @@
 
 Ranks of a class do the same and differ in when. They meet at collectives, which begin when the last member is there:
 
-    kernels        t += s x own pace x draw           (steps, ranks)
+    kernels        t += s x own pace x draw           (steps, seats)
     a collective   t = max over the group's members + its own time
     a receiver     t = max(t, the sender's t when it sent + the transfer's own time), one after the other on a channel
 
@@ -18,12 +18,15 @@ import numpy as np
 
 from colossim.draws import log_spread
 from colossim.engine.group import Call, Communicator
-from colossim.engine.seats import Seats
+from colossim.engine.seats import Seating, Seats
 from colossim.engine.trace import Arrived, Played, Posted, Ran, Streamed, Trace, Waited
-from colossim.footprint import Floats, Ints
+from colossim.footprint import Floats
 from colossim.legs import Part, Segment
 from colossim.quotient import Quotient
 from colossim.traffic import Traffic
+
+#: Ranks of one pace, in the mean, from which on it is worth while to look for those that share a seat.
+_SHARED = 16
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,26 @@ class Lateness:
         partition = quotient.partition
         self.trace, self.traffic, self.partition, self.slowdown = trace, traffic, partition, slowdown
         self._capacity = [link.capacity for link in quotient.links]
-        order = np.argsort(partition.rank, kind="stable")
-        self._ranks = np.split(order, np.cumsum(np.bincount(partition.rank))[:-1])
         self._stretches: dict[int, list[Stretch]] = {}
-        self._seats: dict[tuple[int, int, int], Seats] = {}
-        self._places: dict[int, Ints] = {}
 
-    def steps(self, paces: Floats) -> Floats:
-        """(steps,) s of steps whose kernels take `paces` times as long: (steps, R), of each rank."""
-        return _Replay(self, paces, paces.shape[0]).play()
+    def steps(self, paces: Floats, *, together: bool = True) -> Floats:
+        """(steps,) s of steps whose kernels take `paces` times as long: (steps, R), of each rank.
+
+        together: whether ranks share a seat that will be at the same place at the same time.
+        """
+        kind = None
+        if together:
+            different, numbers = np.unique(paces.T, axis=0, return_inverse=True)
+            # Where nearly every rank has a pace of its own nobody shares, and looking for it costs more than it gains.
+            kind = numbers.reshape(-1) if different.shape[0] * _SHARED < paces.shape[1] else None
+        return _Replay(self, Seating(self.traffic, self.partition, kind), paces, paces.shape[0]).play()
 
     def drawn(self, paces: Floats, kernel: float, count: int, rng: np.random.Generator) -> Floats:
         """(count,) s of steps whose kernels vary as well. paces: (R,).
 
         kernel: standard deviation of one kernel's time over its mean, lognormal, drawn from `rng`.
         """
-        return _Replay(self, paces[None], count, kernel, rng).play()
+        return _Replay(self, Seating(self.traffic, self.partition), paces[None], count, kernel, rng).play()
 
     @property
     def approximate(self) -> bool:
@@ -100,27 +107,6 @@ class Lateness:
                 before[communicator] = call.ended
         return False
 
-    # -- classes ----------------------------------------------------------------------------------------------------
-    def ranks(self, member: int) -> Ints:
-        """The ranks of a class, ascending."""
-        return self._ranks[member]
-
-    def seats(self, channel: int, role: int, member: int) -> Seats:
-        """Where a class sits in its class of groups of a channel, in a role."""
-        key = (channel, role, member)
-        if key not in self._seats:
-            group = self.traffic.channels[channel].roles[role][self._ranks[member]]
-            classes = self.partition.groups[channel]
-            if channel not in self._places:
-                # Of each group its number within its class.
-                by_class = np.argsort(classes, kind="stable")
-                first = np.cumsum(np.bincount(classes)) - np.bincount(classes)
-                self._places[channel] = np.empty(classes.size, np.int64)
-                self._places[channel][by_class] = np.arange(classes.size) - first[classes[by_class]]
-            count = int(np.count_nonzero(classes == classes[group[0]]))
-            self._seats[key] = Seats.taken(self._places[channel][group], count)
-        return self._seats[key]
-
     def stretches(self, segment: Segment) -> list[Stretch]:
         """Those of a segment, which the trace keeps alive."""
         if id(segment) not in self._stretches:
@@ -129,17 +115,18 @@ class Lateness:
 
 
 class _Replay:
-    """One way through the trace. times: by class, (steps, ranks) s."""
+    """One way through the trace. times: by class, (steps, seats) s."""
 
     def __init__(
-        self, step: Lateness, paces: Floats, count: int, kernel: float = 0.0, rng: np.random.Generator | None = None
-    ) -> None:
-        self.step, self.kernel, self.count, self.rng = step, kernel, count, rng
-        classes = range(len(step._ranks))
-        self.paces = [paces[:, step.ranks(member)] for member in classes]
+        self, step: Lateness, seating: Seating, paces: Floats, count: int, kernel: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> None:  # fmt: skip
+        self.step, self.seating, self.kernel, self.count, self.rng = step, seating, kernel, count, rng
+        classes = range(len(seating.ranks))
+        self.paces = [paces[:, ranks] for ranks in seating.ranks]
         self.times: list[Floats] = [np.zeros((count, pace.shape[1])) for pace in self.paces]
         self._slowest: dict[Seats | int, Floats] = {}
-        #: of a call: class, (steps, ranks) s at which it was ready, the call that had to end first
+        #: of a call: class, (steps, seats) s at which it was ready, the call that had to end first
         self._ready: dict[Call, list[tuple[int, Floats, Call | None]]] = {}
         #: (steps, G) s at which a call's first byte moves, and its last has arrived
         self._begins: dict[Call, Floats] = {}
@@ -180,7 +167,7 @@ class _Replay:
 
     # -- kernels ----------------------------------------------------------------------------------------------------
     def _kernels(self, member: int, seconds: float, grain: float) -> Floats:
-        """(steps, ranks) s of kernels; the same for all where no GPU is at work."""
+        """(steps, seats) s of kernels; the same for all where no GPU is at work."""
         if not grain:
             return np.full(1, seconds)
         return np.asarray(seconds * (self.paces[member] if not self._noisy(grain) else self._drawn(member, grain)))
@@ -189,7 +176,7 @@ class _Replay:
         return self.kernel > 0 and grain > 0
 
     def _drawn(self, member: int, grain: float, seats: Seats | None = None) -> Floats:
-        """(steps, ranks) or, of the slowest of each group, (steps, G): pace x draw."""
+        """(steps, seats) or, of the slowest of each group, (steps, G): pace x draw."""
         assert self.rng is not None
         spread = log_spread(self.kernel * grain)
         pace = self.paces[member]
@@ -228,11 +215,11 @@ class _Replay:
         here = -1
         for stretch in stretches:
             if together is not None and stretch.channel == here:
-                seats = self.step.seats(here, 0, member)
+                seats = self.seating.seats(here, 0, member)
                 together = together + self._slowest_of(member, seats, stretch) + (stretch.others + stretch.seconds)
                 continue
             if together is not None:
-                times = self.step.seats(here, 0, member).told(together)
+                times = self.seating.seats(here, 0, member).told(together)
                 together = None
             if stretch.kernels:
                 times = times + self._kernels(member, stretch.kernels, stretch.grain)
@@ -240,7 +227,7 @@ class _Replay:
                 times = times + stretch.others
             if stretch.channel >= 0:
                 here = stretch.channel
-                together = self.step.seats(here, 0, member).last(times) + stretch.seconds
+                together = self.seating.seats(here, 0, member).last(times) + stretch.seconds
         self.times[member] = times
 
     def _slowest_of(self, member: int, seats: Seats, stretch: Stretch) -> Floats:
@@ -270,12 +257,12 @@ class _Replay:
                     if stretch.channel in (channel, -1):
                         seconds = stretch.seconds
                         break
-                    seats = self.step.seats(stretch.channel, 0, member)
+                    seats = self.seating.seats(stretch.channel, 0, member)
                     self.times[member] = seats.told(seats.last(self.times[member]) + stretch.seconds)
                     places[i] += 1
             if each[0][places[0]].channel == -1:
                 return
-            seats_of = [self.step.seats(channel, 0, member) for member in members]
+            seats_of = [self.seating.seats(channel, 0, member) for member in members]
             last = seats_of[0].last(self.times[members[0]])
             for seats, member in zip(seats_of[1:], members[1:], strict=True):
                 last = np.maximum(last, seats.last(self.times[member]))
@@ -286,8 +273,8 @@ class _Replay:
 
     # -- calls ------------------------------------------------------------------------------------------------------
     def _heard(self, end: Floats, call: Call, member: int, role: int) -> Floats:
-        """(steps, ranks) when each rank of a class hears of a call's end."""
-        return self.step.seats(call.owner.kind.channel, role, member).told(end)
+        """(steps, seats) when each rank of a class hears of a call's end."""
+        return self.seating.seats(call.owner.kind.channel, role, member).told(end)
 
     def _end(self, call: Call) -> Floats:
         """(steps, G) when a call ends in each group of its class; those before it in its communicator's order first."""
@@ -302,7 +289,7 @@ class _Replay:
             for member, ready, earlier in self._ready.pop(first):
                 if earlier is not None:
                     ready = np.maximum(ready, self._heard(self._end(earlier), earlier, member, 0))
-                at = self.step.seats(channel, 0, member).last(ready)
+                at = self.seating.seats(channel, 0, member).last(ready)
                 begin = at if begin is None else np.maximum(begin, at)
             assert begin is not None
             before, free = self._free.get(communicator, (0.0, np.zeros(1)))
