@@ -29,9 +29,11 @@ from colossim.engine.chunked_step import (
 )
 from colossim.engine.record import StepRecord
 from colossim.engine.step import no_collections, play
+from colossim.engine.trace import Trace
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.flows import Pace, pinned_assumptions
 from colossim.fold import fold
+from colossim.jitter import Late, late_steps
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
 from colossim.quotient import Quotient
@@ -102,7 +104,9 @@ def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: b
 def lay_onto(scenario: Scenario, plan: Plan, cluster: Cluster, *, must_fit: bool = True) -> LaidOut:
     """Lays the job onto the first GPUs of the cluster. Raises ScenarioError and, if it must fit, DoesNotFit."""
     job = scenario.job
-    cluster = with_slowest(cluster, plan.world)
+    if scenario.jitter is None or not scenario.jitter.gpu:
+        # Else each GPU draws a pace of its own.
+        cluster = with_slowest(cluster, plan.world)
     shares = equal_shares(plan, job, cluster)
     if must_fit and job.balance == "equal":
         check_memory(scenario, plan, cluster, shares)
@@ -157,7 +161,9 @@ def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -
     overlap = laid.scenario.job.software.overlap
     fluid = laid.scenario.run.collectives == "fluid"
     slowdowns = (overlap.compute, overlap.transfer)
-    compiler = Compiler(quotient, laid.library, pricer_of(laid), slowdowns, absorb=fluid)
+    jitter = laid.scenario.jitter
+    varies = jitter is not None and jitter.kernel > 0
+    compiler = Compiler(quotient, laid.library, pricer_of(laid), slowdowns, absorb=fluid, grains=varies)
     legs = [compiler.compile(laid.shares.kinds[rank.kind].programs[rank.stage], rank) for rank in quotient.ranks]
     return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
 
@@ -209,25 +215,26 @@ def simulate(
     with _within_floats():
         setup = prepare(scenario, progress, must_fit=must_fit)
         ready = time.perf_counter()
-        record = play_step(setup, progress)
+        record, late = play_steps(setup, progress)
         done = time.perf_counter()
         ramp = play_ramp(setup, progress)
-    result = result_of(setup, record, ready - began, done - ready, ramp)
+    result = result_of(setup, record, ready - began, done - ready, ramp, late)
     if scenario.cluster.power_cap is not None:
         _tell(progress, "playing a step without the power cap", 0.9)
         free = prepare(uncapped(scenario), must_fit=must_fit)
-        result = result.with_cap(told_cap(scenario, result, result_of(free, play_step(free), 0.0, 0.0, [])))
+        alike, differing = play_steps(free)
+        result = result.with_cap(told_cap(scenario, result, result_of(free, alike, 0.0, 0.0, [], differing)))
     if not is_campaign(scenario):
         return result
 
     def step_time(other: Scenario) -> float:
         _tell(progress, "playing a step of a damaged cluster", 0.9)
-        return play_step(prepare(other, must_fit=must_fit)).step_time
+        return step_seconds(prepare(other, must_fit=must_fit))
 
     _tell(progress, "playing the campaign", 0.9)
     laid = setup.laid
     with _within_floats():
-        setting = setting_of(scenario, laid.plan, laid.cluster, record.step_time, step_time)
+        setting = setting_of(scenario, laid.plan, laid.cluster, result.step_time_s, step_time)
         logs = play_replicas(setting, replicas, workers)
         return result.with_campaign(build_campaign(setting, logs, mtbf_of(setting.sources), result.tokens_per_step))
 
@@ -252,12 +259,30 @@ def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int,
         laid = with_batch(setup.laid, batch)
         alike = np.array_equal(laid.traffic.kind, setup.laid.traffic.kind)
         quotient, pace = (setup.quotient, setup.pace) if alike else folded(laid)
-        found.append((batch, steps, play_step(compile_setup(laid, quotient, pace)).step_time))
+        found.append((batch, steps, step_seconds(compile_setup(laid, quotient, pace))))
     return found
 
 
-def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
-    """The event loop alone."""
+def step_seconds(setup: Setup) -> float:
+    """s a step; of steps with jitter the median."""
+    record, late = play_steps(setup)
+    return record.step_time if late is None else late.median
+
+
+def play_steps(setup: Setup, progress: Progress | None = None) -> tuple[StepRecord, Late | None]:
+    """A step of GPUs that are alike, and with the scenario's jitter."""
+    laid = setup.laid
+    if laid.scenario.jitter is None:
+        return play_step(setup, progress), None
+
+    def play_once(legs: list[tuple[Leg, ...]], trace: Trace | None) -> StepRecord:
+        return play_step(replace(setup, legs=legs), progress, trace)
+
+    return late_steps(laid.scenario, laid.cluster, laid.traffic, setup.quotient, setup.legs, play_once)
+
+
+def play_step(setup: Setup, progress: Progress | None = None, trace: Trace | None = None) -> StepRecord:
+    """The event loop alone. trace: filled with what happens, in order."""
     overlap = setup.laid.scenario.job.software.overlap
     return play(
         setup.quotient,
@@ -268,11 +293,17 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
         setup.pace,
         Chunking(setup.laid.cluster, setup.laid.library) if setup.laid.scenario.run.collectives == "chunked" else None,
         writes_of(setup.laid.scenario),
+        trace=trace,
     )
 
 
-def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, ramp: Sizes) -> Result:
-    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it.  ramp: of `play_ramp`."""
+def result_of(
+    setup: Setup, record: StepRecord, setup_s: float, wall_s: float, ramp: Sizes, late: Late | None = None
+) -> Result:
+    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it.
+
+    ramp, late: of `play_ramp`, `play_steps`.
+    """
     laid = setup.laid
     scenario, plan, cluster, job = laid.scenario, laid.plan, laid.cluster, laid.scenario.job
     tokens = float(job.global_batch * job.sequence_length)
@@ -308,12 +339,17 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, r
         assumptions.append(
             f"run.collectives: chunked plays {' and '.join(whole)} as one transfer: switches or nodes share it out"
         )
+    if late is not None and late.approximate:
+        assumptions.append(
+            "lateness_approximate: transfers that meet on a link share it as they would without jitter (within about 1 %)"
+        )
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return build_result(
         scenario,
         plan,
         record,
         loads_of(record, cluster, laid.shares, job.precision),
+        late=None if late is None else (late.seconds.tolist(), late.to_dict()),
         memory={
             "parameters": memory[0].parameters,
             "gradients": memory[0].gradients,

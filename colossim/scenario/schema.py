@@ -29,12 +29,12 @@ from colossim.catalog.types import Fabric, NodeType
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.campaign import Checkpoint
 from colossim.scenario.degraded import Degraded
+from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec, NamedJob
 from colossim.scenario.power import PowerCap, Price
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
 LATER_KEYS: dict[tuple[str, ...], str] = {
-    ("jitter",): "stragglers",
     ("events",): "clusters that grow",
 }
 
@@ -157,6 +157,9 @@ class Scenario(Facts):
     when_short: Literal["wait", "shrink"] = Field(
         default="wait", description="what the job does without a spare: wait for a node, or go on with fewer replicas"
     )
+    jitter: Jitter | None = Field(
+        default=None, description="how GPUs differ from each other, and kernels from time to time"
+    )
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="variants, as a product")
@@ -173,10 +176,12 @@ class Scenario(Facts):
             run = data.get("run")
             for key, there in (
                 ("faults", "faults" in data),
+                ("jitter", "jitter" in data),
                 ("run.duration", isinstance(run, dict) and "duration" in run),
             ):
                 if there:
-                    raise ValueError(f"weeks of {others} can't be played yet: leave `{key}` out, or write one job")
+                    what = "stragglers" if key == "jitter" else "weeks"
+                    raise ValueError(f"{what} of {others} can't be played yet: leave `{key}` out, or write one job")
         if isinstance(data, dict) and isinstance(data.get("jobs"), tuple) and data["jobs"]:
             if "job" in data:
                 raise ValueError("has `job` and `jobs`: a scenario has one of them")
