@@ -21,11 +21,12 @@ from colossim.result.summary import said_share
 from colossim.scenario.derive import Plan, advice, no_effects
 from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec
+from colossim.scenario.power import limits
 from colossim.scenario.schema import Scenario, TrafficSpec
 from colossim.shares import Shares
 from colossim.simulation import LaidOut, lay_out
 from colossim.traffic import Traffic, describe
-from colossim.units import format_count, format_rate, format_share, format_size, format_time
+from colossim.units import format_count, format_power, format_rate, format_share, format_size, format_time
 from colossim.workload.memory import Memory
 from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import active_parameters, parameters
@@ -85,7 +86,16 @@ def _cluster(scenario: Scenario, cluster: Cluster, traffic: Traffic) -> Section:
         "link": f"{format_rate(fabric.link)} a NIC port, one direction",
         "oversubscription": ", ".join(f"{ratio:g}:1" for ratio in fabric.oversubscription) or "none (one tier)",
         "bundles that can bind": f"{int((~bundles).sum()):,} of {bundles.size:,}",
+        **_cap(scenario),
     }
+
+
+def _cap(scenario: Scenario) -> Section:
+    """What a power cap leaves GPUs."""
+    if scenario.cluster.power_cap is None:
+        return {}
+    left = dict(zip((g.type.gpu.name for g in scenario.cluster.nodes), limits(scenario.cluster), strict=True))
+    return {"power cap": ", ".join(f"{format_power(limit)} of each {name}" for name, limit in left.items())}
 
 
 def _graph(scenario: Scenario, cluster: GraphCluster, slack: NDArray[np.bool_]) -> Section:
@@ -100,6 +110,7 @@ def _graph(scenario: Scenario, cluster: GraphCluster, slack: NDArray[np.bool_]) 
         "graph": f"{own.file or 'a networkx object'}: {len(network.vertices):,} vertices, {own.links:,} links, each one way",
         "links": f"{format_rate(slow)} to {format_rate(fast)}" if slow < fast else format_rate(fast),
         "NIC": f"{format_rate(float(cluster.nic.max() / fabric.efficiency))} of one GPU, one direction",
+        **_cap(scenario),
         "links that can bind": f"{tight.size:,} of {slack.size:,}"
         + (f": {named}{', ...' if tight.size > _NAMED else ''}" if named else ""),
     }

@@ -24,6 +24,7 @@ from colossim.quotient import Quotient
 from colossim.result.jobs import JobResult, JobsResult
 from colossim.scenario.derive import derive
 from colossim.scenario.plan import Plan
+from colossim.scenario.power import capped
 from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
 from colossim.simulation import (
@@ -61,6 +62,7 @@ def stand(scenario: Scenario, *, fits: bool = True) -> list[Standing]:
 
     Raises ScenarioError (located) and DoesNotFit.
     """
+    scenario = capped(scenario)
     views = [scenario.alone(i) for i in range(len(scenario.jobs))]
     try:
         bare = build_cluster(scenario.cluster)

@@ -41,11 +41,13 @@ from colossim.result.campaign import build_campaign
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
 from colossim.scenario.derive import Plan, advice, derive, no_effects
+from colossim.scenario.power import capped, uncapped
 from colossim.scenario.ramp import stretches
 from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
 from colossim.shares import Shares, equal_shares, shares_by_speed
 from colossim.site import library_of, place_job, storage_tiers, writes_of
+from colossim.supply import loads_of, told_cap
 from colossim.traffic import Traffic, build_traffic
 from colossim.workload.build import recomputed_layers
 from colossim.workload.program import Compute, kernel_pricer, used_operations
@@ -85,6 +87,7 @@ class Setup:
 
 def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> LaidOut:
     """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and, if it must fit, DoesNotFit."""
+    scenario = capped(scenario)
     try:
         plan = derive(scenario)
         if scenario.run.collectives == "chunked":
@@ -216,6 +219,11 @@ def simulate(
         done = time.perf_counter()
         ramp = play_ramp(setup, progress)
     result = result_of(setup, record, ready - began, done - ready, ramp, late)
+    if scenario.cluster.power_cap is not None:
+        _tell(progress, "playing a step without the power cap", 0.9)
+        free = prepare(uncapped(scenario), must_fit=must_fit)
+        alike, differing = play_steps(free)
+        result = result.with_cap(told_cap(scenario, result, result_of(free, alike, 0.0, 0.0, [], differing)))
     if not is_campaign(scenario):
         return result
 
@@ -340,6 +348,7 @@ def result_of(
         scenario,
         plan,
         record,
+        loads_of(record, cluster, laid.shares, job.precision),
         late=None if late is None else (late.seconds.tolist(), late.to_dict()),
         memory={
             "parameters": memory[0].parameters,

@@ -1,7 +1,7 @@
 """Quantities as people write them, and as the program computes with them.
 
 Text has a unit, is case-sensitive and read whole: `b` is a bit, `B` a byte, k/M/G/T are powers of 1000 and
-Ki/Mi/Gi/Ti of 1024. Inside everything is a float in SI: seconds, bytes, bytes/s, FLOP/s, watts.
+Ki/Mi/Gi/Ti of 1024. Inside everything is a float in SI: seconds, bytes, bytes/s, FLOP/s, watts; prices are in dollars.
 """
 
 from __future__ import annotations
@@ -104,6 +104,9 @@ TIME = Kind(
     ("s", "ms", "us"),
 )
 POWER = Kind("power", _table({"W": 1.0}, _DECIMAL), "700 W", ("W", "kW"))
+#: $/J inside.
+ENERGY_PRICE = Kind("price of energy", {"$/MWh": 1 / 3.6e9, "$/kWh": 1 / 3.6e6}, "60 $/MWh", ("$/MWh", "$/kWh"))
+MONEY = Kind("price", {"$": 1.0}, "2 $", ("$",))
 COMPUTE = Kind("compute rate", _table({"FLOP/s": 1.0, "FLOPS": 1.0}, _DECIMAL), "989 TFLOP/s", ("TFLOP/s",))
 SHARE = Kind("share", {"%": 0.01}, "1.5 %", ("%",), bare=1.0, most=1.0, most_text="100 %")
 COUNT = Kind("count", {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "15T", ("T",), bare=1.0)
@@ -156,6 +159,16 @@ def format_compute(value: float) -> str:
 def format_power(value: float) -> str:
     """Watts as `124 MW`."""
     return _scaled(value, "W", ("", "k", "M", "G"))
+
+
+def format_energy(value: float) -> str:
+    """Joules as `43.6 kWh`."""
+    return _scaled(value / 3600.0, "Wh", ("", "k", "M", "G", "T"))
+
+
+def format_money(value: float) -> str:
+    """Dollars as `$1.20M`."""
+    return f"${_scaled(value, '', ('', 'k', 'M', 'B', 'T')).replace(' ', '')}"
 
 
 def format_count(value: float) -> str:

@@ -87,7 +87,7 @@ def test_out_holds_numbers_and_pictures(cli, tmp_path):
     out = tmp_path / "run"
     assert cli("run", "two-pods", "--out", out)[0] == 0
     assert sorted(p.name for p in out.iterdir()) == [
-        "breakdown.png", "steps.csv", "summary.json", "throughput.png", "timeline.png",
+        "breakdown.png", "power.png", "steps.csv", "summary.json", "throughput.png", "timeline.png",
     ]  # fmt: skip
     rows = (out / "steps.csv").read_text().splitlines()
     assert rows[0] == "step,start_s,end_s,step_time_s,tokens,tokens_per_s,mfu"

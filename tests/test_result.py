@@ -11,12 +11,10 @@ import pytest
 import colossim
 from colossim.engine.record import CATEGORIES, LinkUse, StepRecord, Timeline
 from colossim.result.ledger import bar
-from colossim.result.power import power_of
 from colossim.result.result import _links
 from colossim.result.row import Row
 from colossim.result.summary import by_kind, collectives
 from colossim.result.write import write
-from colossim.scenario.derive import derive
 from colossim.workload.transformer import model_flops_per_token
 
 GPUS, BATCH, SEQUENCE = 128, 128, 8192
@@ -207,59 +205,6 @@ def test_pictures_of_an_earlier_run_do_not_stay(result, tmp_path):
     (tmp_path / "timeline.png").write_bytes(b"old")
     write(result, tmp_path, plots=False)
     assert not (tmp_path / "timeline.png").exists()
-
-
-# -- power -------------------------------------------------------------------------------------------------------------
-def test_power_adds_up(scenario):
-    """16 nodes of 8 H100 (75 W idle, 700 W limit, 1,200 W beside the GPUs), half a step computing, half in a bubble.
-
-    Activity 0.5 x 1 + 0.5 x 0.1 = 0.55; a GPU draws 75 + 0.55 (700 - 75); 59,570/512 W of switches a GPU; PUE on all.
-    """
-    power = power_of(scenario, derive(scenario), record_of(timeline({"compute": 1.0, "pipeline_bubble": 1.0})))
-    gpu = 75 + 0.55 * (700 - 75)
-    expected = scenario.cluster.pue * (GPUS * (gpu + 59_570 / 512) + 16 * 1200)
-    assert power.power == pytest.approx(expected)
-    assert power.energy == pytest.approx(2.0 * expected)
-
-
-def test_what_a_rank_does_orders_its_power(scenario):
-    def watts(category):
-        return power_of(scenario, derive(scenario), record_of(timeline({category: 1.0}))).power
-
-    order = ["pipeline_bubble", "tensor_comm", "optimizer", "compute"]
-    drawn = [watts(category) for category in order]
-    assert drawn == sorted(drawn)
-    assert len(set(drawn)) == 4
-    assert len({watts(name) for name in CATEGORIES if name.endswith("_comm")}) == 1
-
-
-def test_spares_idle():
-    """17 nodes where 16 work: one more node idles, at 8 x 75 + 1,200 W and its switches."""
-    with_spare = colossim.load_scenario("two-pods", set=["cluster.nodes.0.count=17", "job.parallelism.data=16"])
-    without = colossim.load_scenario("two-pods")
-    record = record_of(timeline({"compute": 1.0}))
-    assert dict(derive(with_spare).spares) == {"hgx-h100": 1}
-    more, less = (power_of(s, derive(s), record).power for s in (with_spare, without))
-    assert more - less == pytest.approx(without.cluster.pue * (8 * (75 + 59_570 / 512) + 1200))
-
-
-def test_a_node_that_computes_draws_what_was_measured(scenario):
-    """8 x H100 under GPT-3 draw 6.85 kW (Supermicro, MLPerf v4.0), before switches and the site's PUE."""
-    power = power_of(scenario, derive(scenario), record_of(timeline({"compute": 1.0}))).power
-    nodes, switches = 16, 59_570 / 64
-    assert power / scenario.cluster.pue / nodes - switches == pytest.approx(6850, rel=0.05)
-
-
-def test_a_hundred_thousand_gpus_draw_what_sites_report():
-    """107 to 122 MW at PUE 1.1 to 1.25 when all compute."""
-    scenario = colossim.load_scenario("colossus-100k")
-    record = record_of(timeline({"compute": 1.0}, count=98_304))
-    assert 107e6 <= power_of(scenario, derive(scenario), record).power <= 122e6
-
-
-def test_energy_of_a_step_is_its_power_for_its_time(result, scenario):
-    assert result.energy_per_step_J == pytest.approx(result.power_W * result.step_time_s)
-    assert result.power_W == power_of(scenario, derive(scenario), result.record).power
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

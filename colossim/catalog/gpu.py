@@ -78,6 +78,26 @@ class AttentionCurve(Facts):
 AttentionKind = Literal["flash-1", "flash-2", "flash-3", "cudnn"]
 
 
+class ActivityPower(Facts):
+    """What a GPU asks for by what it does, as shares of the way from idle to its TDP.
+
+    The limit holds for the mean over some milliseconds: arithmetic may ask for more while other kernels stand between. The same
+    for all types until measured ones are published (docs/power.md).
+    """
+
+    arithmetic: Factor = Field(
+        default=1.23,
+        description="kernels that arithmetic bounds, at the clock that whole steps sustain; above 1 others make up",
+    )
+    memory: Share = Field(default="36 %", validate_default=True, description="kernels that memory bounds")
+    communicating: Share = Field(
+        default="40 %", validate_default=True, description="collectives and transfers that nothing is computed beside"
+    )
+    waiting: Share = Field(
+        default="11 %", validate_default=True, description="waiting for others: a kernel that polls, or none at all"
+    )
+
+
 class Gpu(Entry):
     """One GPU."""
 
@@ -110,11 +130,28 @@ class Gpu(Entry):
     tdp: Watts = Field(description="W, the part's design power, at which its curves hold")
     power_limit: SomeWatts | None = Field(default=None, description="W that the GPU is limited to; its TDP when absent")
     idle: Watts = Field(description="W when idle")
+    activity: ActivityPower = Field(
+        default=ActivityPower(), description="what it draws by what it does, between idle and its TDP"
+    )
 
     @property
     def limit(self) -> float:
         """W that it may draw."""
         return self.tdp if self.power_limit is None else self.power_limit
+
+    @property
+    def watts(self) -> tuple[float, float, float, float]:
+        """W that it asks for by what it does, in the order of `ActivityPower`.
+
+        A lower limit lowers the clock by its third root (`clock`), and what arithmetic asks for with the limit; the others
+        don't feel it until it is below them.
+        """
+        shares = (self.activity.memory, self.activity.communicating, self.activity.waiting)
+        memory, communicating, waiting = (
+            min(self.limit, self.idle + share * max(0.0, self.tdp - self.idle)) for share in shares
+        )
+        arithmetic = self.idle + self.activity.arithmetic * max(0.0, self.limit - self.idle)
+        return arithmetic, memory, communicating, waiting
 
     @property
     def clock(self) -> float:

@@ -100,7 +100,10 @@ class Short:
 
     def fill(self, value: Any) -> Any:
         """The mapping. Raises ValueError with what would be right."""
-        return {self.field: self.quantity.read(value)} if isinstance(value, str | int | float) else value
+        if isinstance(value, str | int | float):
+            self.quantity.read(value)  # tells what is wrong with it here, where it was written
+            return {self.field: value}
+        return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self.fill, handler(source))

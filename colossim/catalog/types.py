@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from colossim.catalog.curves import NetworkCurve, NvlsCurve, RingCurve
 from colossim.catalog.facts import Entry, Facts
 from colossim.catalog.gpu import Gpu
 from colossim.catalog.overlap import TensorOverlap
@@ -30,6 +31,7 @@ from colossim.catalog.quantities import (
     SomeCount,
     SomeShare,
     SomeSize,
+    SomeWatts,
     Watts,
 )
 from colossim.units import SHARE
@@ -50,44 +52,6 @@ def _required_unless_graph(schema: dict[str, Any]) -> None:
     schema["required"] = [name for name in schema["required"] if name not in of_switches]
     graph = {"properties": {"type": {"const": "graph", "description": "how nodes meet"}}, "required": ["type"]}
     schema.update({"if": graph, "then": {"required": ["graph"]}, "else": {"required": of_switches}})
-
-
-class RingCurve(Facts):
-    """Rings over NVLink: base + passes (n-1) hop + bytes/bandwidth (1 + (half_size n/8 / S)^exponent)."""
-
-    bandwidth: Rate = Field(description="bytes/s that an NVLink edge of a ring sustains for long messages")
-    half_size: Size = Field(description="S0: bytes at which the ramp has cost as much as the transfer, 8 ranks")
-    exponent: Factor = Field(description="g of the ramp; above 1 more bytes would take less time")
-    base: Seconds = Field(description="s, once a collective")
-    hop: Seconds = Field(description="s of one step of a ring over NVLink")
-
-
-class NvlsCurve(Facts):
-    """Reduction in the NVSwitch: base + bytes/bandwidth (1 + (half_size/S)^exponent), (1 + 1/n) S bytes a GPU."""
-
-    bandwidth: Rate = Field(description="bytes/s that a GPU's NVLink sustains for long messages")
-    half_size: Size = Field(description="S0: bytes at which the ramp has cost as much as the transfer")
-    exponent: Factor = Field(description="g of the ramp; above 1 more bytes would take less time")
-    base: Seconds = Field(description="s, once a collective")
-    nominal: SomeShare = Field(description="what NCCL's tuner believes it reaches of the rings' rate")
-
-
-class NetworkCurve(Facts):
-    """Collectives over the network: base + steps x hop + bytes/(rate x NIC) (1 + (half_size q/8 / S)^exponent)."""
-
-    efficiency: SomeShare = Field(description="share of the NIC's rate that a collective's edge sustains")
-    crossing: SomeShare = Field(
-        default="100 %",
-        validate_default=True,
-        description="share of that where a ring leaves a node behind another PCIe switch than it came in (`gpus_per_switch`)",
-    )
-    base: Seconds = Field(description="s, once a collective")
-    hop: Seconds = Field(description="s of one step over the network in protocol Simple, before switches")
-    half_size: Size = Field(
-        default="0 B", validate_default=True, description="S0 of the ramp, for 8 GPUs of a group a node"
-    )
-    exponent: Factor = Field(default=0.5, description="g of the ramp; above 1 more bytes would take less time")
-    ll128: bool = Field(default=True, description="whether NCCL runs protocol LL128 over it")
 
 
 class HostMemory(Facts):
@@ -117,11 +81,24 @@ class NodeType(Entry):
     host: HostMemory | None = Field(
         default=None, description="the CPUs' memory, which `job.offload` needs; null where it isn't known"
     )
-    overhead_power: Watts = Field(description="W of CPUs, NICs, fans: all that isn't a GPU")
+    overhead_power: Watts = Field(description="W of CPUs, NICs, fans, conversion: all that isn't a GPU")
+    rated_power: SomeWatts | None = Field(
+        default=None,
+        description="W that it is rated at, for which a site is built; its overhead and its GPUs' TDP when absent",
+    )
+    measured_power: SomeWatts | None = Field(
+        default=None,
+        description="W that such a node drew in the mean of a measured training run; null where none is published",
+    )
     topology: str | None = Field(
         default=None,
         description="file of NCCL's topology dump, relative to the scenario, which then says `gpus` and `nic`",
     )
+
+    @property
+    def rated(self) -> float:
+        """W for which a site is built."""
+        return self.overhead_power + self.gpus * self.gpu.tdp if self.rated_power is None else self.rated_power
 
 
 #: A rate that limits nothing.
@@ -163,6 +140,11 @@ class Fabric(Entry):
         description="share of the line rate that congestion control sustains",
     )
     sharp: bool = Field(default=False, description="whether its switches reduce (SHARP), for `collnet`")
+    power: Watts = Field(
+        default="116.3 W",
+        validate_default=True,
+        description="W of switches and optics for each GPU; when absent 59.57 kW for 64 nodes of 8 (Supermicro, MLPerf v4.0)",
+    )
     planes: Positive = Field(default=1, description="independent copies of the switches, each with 1/planes of a NIC")
     graph: str | None = Field(
         default=None,

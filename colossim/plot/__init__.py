@@ -10,6 +10,7 @@ from colossim.plot.campaign import goodput, interval, lost_time
 from colossim.plot.canvas import save
 from colossim.plot.collectives import collectives
 from colossim.plot.pipeline import pipeline_fill
+from colossim.plot.power import power, power_over_time
 from colossim.plot.published import published, published_memory
 from colossim.plot.scoreboard import errors, predicted
 from colossim.plot.throughput import link_throughput, throughput, tokens
@@ -25,6 +26,8 @@ __all__ = [
     "link_throughput",
     "lost_time",
     "pipeline_fill",
+    "power",
+    "power_over_time",
     "predicted",
     "published",
     "published_memory",

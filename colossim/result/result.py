@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossim import __version__
-from colossim.engine.record import CATEGORIES, LinkUse, StepRecord
+from colossim.engine.record import CATEGORIES, Floats, LinkUse, StepRecord
 from colossim.errors import SimulationError
 from colossim.flows import Pinned
 from colossim.result.campaign import Campaign
 from colossim.result.confidence import error_band
-from colossim.result.power import power_of
+from colossim.result.cost import cost_of, cost_of_campaign
+from colossim.result.power import Course, Load, Power, course_of, power_of, power_of_trace
 from colossim.result.ramp import Sizes, cost_of_ramp, time_to_train
 from colossim.result.routing import routing_of
 from colossim.scenario.plan import Plan
-from colossim.scenario.schema import Scenario
+from colossim.scenario.schema import ClusterSpec, Scenario
 
 if TYPE_CHECKING:
     import pandas
@@ -36,9 +37,11 @@ class Result:
     replicas, micro_batches, micro_batch, sequences, recompute}. ramp: of the global batch (`result.ramp`). mix: what a job
     of several node types costs itself. jitter: what steps of GPUs that differ cost (`colossim.jitter.Late`). collectives:
     {channel, operation, bytes, nodes, algorithm, protocol} of each kind that a step runs. routing: what it does to flows
-    (`result.routing`). error_band: how far published runs like it are predicted off (`result.confidence`). notes: keys of the
-    scenario that changed nothing. record: the played step, for plots.  goodput, ettr, interruptions, campaign: of weeks of
-    training (`result.campaign`), where these were asked for.
+    (`result.routing`). error_band: how far published runs like it are predicted off (`result.confidence`). power: through
+    the step (`result.power`); power_W is its mean. cost: of the run (`result.cost`), of its campaign where there is one.
+    notes: keys of the scenario that changed nothing. record: the played step, loads: what its ranks run on, cluster: all
+    of it, for plots.  goodput, ettr, interruptions, campaign: of weeks of training (`result.campaign`), where these were
+    asked for.
     """
 
     scenario: str
@@ -66,6 +69,8 @@ class Result:
     routing: dict[str, Any]
     power_W: float
     energy_per_step_J: float
+    power: Power
+    cost: dict[str, Any]
     time_to_train_s: float | None
     ramp: dict[str, Any] | None
     assumptions: tuple[str, ...]
@@ -85,6 +90,8 @@ class Result:
     aligned: bool
     steps: tuple[dict[str, float], ...] = field(repr=False)
     record: StepRecord = field(repr=False, compare=False)
+    loads: tuple[Load, ...] = field(repr=False, compare=False)
+    cluster: ClusterSpec = field(repr=False, compare=False)
     goodput: float | None = None
     ettr: float | None = None
     interruptions: tuple[dict[str, Any], ...] | None = None
@@ -92,8 +99,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON; the steps and the record stay out, and so do figures that were not asked for."""
-        left_out = {"steps", "record"}
+        left_out = {"steps", "record", "loads", "cluster"}
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        values["power"] = self.power.to_dict()
         if self.campaign is not None:
             values["campaign"] = self.campaign.to_dict()
         return {name: value for name, value in values.items() if value is not None}
@@ -106,7 +114,31 @@ class Result:
             ettr=campaign.ettr,
             interruptions=campaign.interruptions,
             campaign=campaign,
+            cost=cost_of_campaign(self.cost, self.power, self.gpus, campaign.spent_s),
         )
+
+    def with_cap(self, cap: dict[str, Any]) -> Result:
+        """The same step with what its power cap costs and saves."""
+        way = "cluster.power_cap: the clock of a GPU under load goes with the third root of its limit (seen down to 3/4 of TDP)"
+        assumptions = (*self.assumptions, f"{way}; kernels that memory bounds, and transfers, keep their pace")
+        notes = self.notes
+        if all(clock == 1 for clock in cap["clock"].values()):
+            notes = (*notes, "`cluster.power_cap` had no effect: the GPUs' own limits are lower")
+        return replace(self, power=replace(self.power, cap=cap), assumptions=assumptions, notes=notes)
+
+    @property
+    def course(self) -> Course:
+        """Power through the step."""
+        return course_of(self.record, self.loads, self.cluster, self.step_time_s)
+
+    def power_over_time(self) -> tuple[Floats, Floats]:
+        """(n + 1,) s, (n,) W of the site over a campaign's first seed: the step's mean where it trained, or standing still.
+
+        Checkpoints aren't told apart. Raises SimulationError if there is no campaign.
+        """
+        if self.campaign is None:
+            raise SimulationError(f"{self.scenario} played a step: `faults` or `run.duration` make a campaign of it")
+        return power_of_trace(self.campaign.logs[0].trace, self.campaign.spent_s, self.power)
 
     def to_json(self) -> str:
         """`to_dict` as one JSON object."""
@@ -128,6 +160,7 @@ def build_result(
     scenario: Scenario,
     plan: Plan,
     record: StepRecord,
+    loads: Sequence[Load],
     *,
     memory: dict[str, float],
     model_flops_per_step: float,
@@ -152,7 +185,7 @@ def build_result(
 ) -> Result:
     """Puts a played step into numbers. Without jitter every step of the run is like it.
 
-    late: s of each step that was played with jitter, and what is told of it.
+    loads: what each timeline's ranks run on.  late: s of each step that was played with jitter, and what is told of it.
     Raises SimulationError if a figure is beyond what a float holds.
     """
     seconds = (record.step_time,) if late is None else tuple(late[0])
@@ -162,8 +195,9 @@ def build_result(
     breakdown["straggler"] += step - record.step_time
     per_gpu = model_flops_per_step / step / plan.world
     links = _links(record)
-    power = power_of(scenario, plan, record)
+    power = power_of(record, loads, scenario.cluster, tokens_per_step, step)
     job, tokens = scenario.job, scenario.job.tokens
+    training = None if tokens is None else time_to_train(tokens / job.sequence_length, ramp, job.global_batch, step)
     result = Result(
         scenario=scenario.name,
         description=scenario.description,
@@ -193,11 +227,11 @@ def build_result(
             frozenset((kind[0], kind[4].removesuffix("-tree")) for kind in chosen),
             links,
         ),
-        power_W=power.power,
-        energy_per_step_J=power.energy,
-        time_to_train_s=None
-        if tokens is None
-        else time_to_train(tokens / job.sequence_length, ramp, job.global_batch, step),
+        power_W=power.site_W,
+        energy_per_step_J=power.energy_per_step_J,
+        power=power,
+        cost=cost_of(power, scenario.cluster.price, plan.gpus, training),
+        time_to_train_s=training,
         ramp=cost_of_ramp(ramp, job.global_batch, step),
         assumptions=tuple(assumptions),
         error_band=error_band(scenario, plan),
@@ -220,6 +254,8 @@ def build_result(
             per_gpu * step / peak_flops_per_gpu,
         ),
         record=record,
+        loads=tuple(loads),
+        cluster=scenario.cluster,
     )
     beyond = [name for name, value in _figures(result.to_dict()) if not math.isfinite(value)]
     if beyond:

@@ -14,6 +14,8 @@ from colossim.result.result import ARROW, kind_of
 from colossim.units import (
     format_compute,
     format_count,
+    format_energy,
+    format_money,
     format_power,
     format_rate,
     format_share,
@@ -66,6 +68,8 @@ def show(result: Result, console: Console) -> None:
         console.print()
         _say(console, ("Campaign", "bold"), f" {said_campaign(result.campaign)}")
     _say(console, ("Bound by", "bold"), f" {result.bound}.")
+    if result.power.measured_nodes_W is not None:
+        _say(console, ("Power", "bold"), f" {said_power(result)}.")
     if len(result.shares) > 1:
         _say(console, ("Shares", "bold"), f" {'; '.join(said_share(row) for row in result.shares)}.")
     if result.mix is not None:
@@ -111,7 +115,7 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
             f"{format_size(memory['peak'])} of {format_size(memory['capacity'])} on the fullest GPU "
             f"(stage {memory['stage']:.0f})",
         ),
-        ("power", "", f"{format_power(result.power_W)}, {format_count(result.energy_per_step_J / 3.6e6)} kWh a step"),
+        *_power(result),
     ]
     if result.jitter is not None:
         facts.append(("stragglers", *_stragglers(result.jitter)))
@@ -125,6 +129,45 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
     if result.time_to_train_s is not None:
         facts.append(("time to train", "", format_time(result.time_to_train_s)))
     return facts
+
+
+def _power(result: Result) -> list[tuple[str, str, str]]:
+    """What the site draws, how it swings, what a cap costs, what the run costs."""
+    power, cost = result.power, result.cost
+    step = f"{format_power(result.power_W)}, {format_energy(result.energy_per_step_J)} a step"
+    rows = [
+        ("power", "", f"{step}; {format_power(power.it_W)} of it IT, {power.energy_per_token_J:.3g} J a token"),
+        (
+            "swing",
+            "",
+            f"{format_power(power.trough_W)} to {format_power(power.peak_W)}, {format_energy(power.battery_J)} to level; "
+            f"{format_power(power.provisioned_W)} provisioned",
+        ),
+    ]
+    if power.cap is not None:
+        limits = ", ".join(f"{format_power(limit)} of each {name}" for name, limit in power.cap["gpu_limit_W"].items())
+        costs = f"{format_share(power.cap['slower'])} fewer tokens/s for {format_power(power.cap['saved_W'])} less"
+        rows.append(("power cap", "", f"{limits}: {costs}"))
+    if cost["of"] != "hour" or "USD" in cost:
+        what = {"tokens": "for all tokens", "campaign": "for the campaign", "hour": "an hour"}[cost["of"]]
+        priced = (("energy_USD", "energy"), ("gpu_USD", "GPUs"))
+        parts = [f"{format_money(cost[key])} of {name}" for key, name in priced if key in cost]
+        hours = f"{format_energy(cost['energy_J'])} and {format_count(cost['gpu_hours'])} GPU hours {what}"
+        rows.append(("cost", "", hours + (f": {' and '.join(parts)}" if parts else "")))
+    return rows
+
+
+def said_power(result: Result) -> str:
+    """What the job draws beside what nodes like these drew in a measured training run, where there is one."""
+    power = result.power
+    assert power.measured_nodes_W is not None
+    away = power.share["communicating"] + power.share["waiting"]
+    busy = power.share["arithmetic"]
+    return (
+        f"of IT: {format_power(power.measured_nodes_W)} if all nodes drew what such nodes drew in a measured training run,"
+        f" {format_power(power.it_W)} in this job, whose GPUs do arithmetic {format_share(busy)} of the time and communicate or"
+        f" wait {format_share(away)}"
+    )
 
 
 def _stragglers(jitter: dict[str, Any]) -> tuple[str, str]:

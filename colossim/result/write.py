@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: What a run writes; nothing else in the folder is touched.
 FILES = (
-    "summary.json", "steps.csv", "interruptions.csv", "throughput.png", "breakdown.png", "timeline.png", "goodput.png",
-    "lost-time.png", "interval.png",
+    "summary.json", "steps.csv", "interruptions.csv", "throughput.png", "breakdown.png", "timeline.png", "power.png",
+    "goodput.png", "lost-time.png", "interval.png",
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def _pictures(result: Result) -> dict[str, Callable[[Result], Axes]]:
         "throughput": plot.throughput,
         "breakdown": plot.breakdown,
         "timeline": plot.timeline,
+        "power": plot.power,
     }
     if result.campaign is not None:
         found |= {"goodput": plot.goodput, "lost-time": plot.lost_time}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from colossim.scenario.fields import nearest
 from colossim.scenario.job import JobSpec
 from colossim.scenario.rules_campaign import check_campaign
+from colossim.scenario.rules_power import check_power
 from colossim.scenario.schema import Scenario
 
 Report = Callable[[str, str], None]
@@ -45,6 +46,7 @@ def check(scenario: Scenario, report: Report) -> None:
     _check_groups(scenario, report)
     _check_offload(scenario, report)
     check_campaign(scenario, report)
+    check_power(scenario, report)
 
 
 def _check_size(scenario: Scenario, report: Report) -> None:

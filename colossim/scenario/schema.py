@@ -10,14 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from colossim import units
 from colossim.catalog.facts import Facts
 from colossim.catalog.faults import FaultProfile
 from colossim.catalog.quantities import (
     Named,
     Natural,
     Positive,
+    Quantity,
     Rate,
     Ratio,
+    Short,
     SomeSeconds,
     SomeShare,
     SomeSize,
@@ -28,6 +31,7 @@ from colossim.scenario.campaign import Checkpoint
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec, NamedJob
+from colossim.scenario.power import PowerCap, Price
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
 LATER_KEYS: dict[tuple[str, ...], str] = {
@@ -61,6 +65,10 @@ class ClusterSpec(Facts):
     degraded: tuple[Degraded, ...] = Field(default=(), description="links and switches below their rate, or dead")
     storage: StorageTraffic | None = Field(default=None, description="checkpoint writes on the training fabric")
     pue: Ratio = Field(default=1.2, description="power of the site over power of its IT")
+    power_cap: Annotated[PowerCap, Short("site", Quantity(units.POWER, zero=False))] | None = Field(
+        default=None, description="what the site may draw, such as 100 MW; or {gpu: 500 W}: GPUs are limited to it"
+    )
+    price: Price | None = Field(default=None, description="of energy and of GPU hours: a run then says what it costs")
 
     #: a networkx graph, or the path of its file; the fabric's own words where a scenario has no file
     _graph: Any = PrivateAttr(default=None)

@@ -170,30 +170,34 @@ def _between(sizes: tuple[int, ...], values: tuple[float, ...], size: float) -> 
 
 
 @lru_cache(maxsize=65536)
-def _time(kernel: Kernel, gpu: _Key, precision: str) -> float:
+def _times(kernel: Kernel, gpu: _Key, precision: str) -> tuple[float, float]:
+    """s of a kernel, and for how long of it arithmetic keeps the GPU busy; the rest is memory's, and the launch."""
     facts = gpu.gpu
     memory = facts.memory_rate * facts.memory_efficiency
     sixteen = "bf16" if precision == "fp8" else precision
     if isinstance(kernel, Stream):
-        return kernel.bytes / memory + facts.kernel_overhead
+        return kernel.bytes / memory + facts.kernel_overhead, 0.0
     if isinstance(kernel, Scores):
         arithmetic = kernel.flops / (facts.unfused_attention * facts.clock * facts.pace * facts.peak[sixteen])  # type: ignore[index]
-        return arithmetic + kernel.bytes / memory + facts.kernel_overhead
+        return arithmetic + kernel.bytes / memory + facts.kernel_overhead, arithmetic
     if isinstance(kernel, Flash):
         curve = facts.gemm[sixteen]  # type: ignore[index]
         # Attention was measured in short benchmarks: a step's clock is lower by as much as its products' is.
         held = ceiling(curve, facts) / curve.benchmark if curve.benchmark else facts.clock * facts.pace
         arithmetic = kernel.flops / (flash_share(kernel, facts) * held * facts.peak[sixteen])  # type: ignore[index]
-        return max(arithmetic, kernel.bytes / memory) + facts.kernel_overhead
+        moving = kernel.bytes / memory
+        return max(arithmetic, moving) + facts.kernel_overhead, arithmetic if arithmetic >= moving else 0.0
     used = sixteen if kernel.half else precision
     curve = facts.gemm[used]  # type: ignore[index]
     arithmetic = kernel.flops / (gemm_share(kernel, curve, facts) * facts.peak[used])  # type: ignore[index]
     width = 1.0 if used == "fp8" else _HALF
     adds = kernel.accumulate and kernel.added is None
     outputs = kernel.batch * kernel.m * kernel.n
-    moved = kernel.batch * width * (kernel.m + kernel.n) * kernel.k + (8.0 if adds else _HALF) * outputs
-    product = max(arithmetic * (curve.accumulate if adds else 1.0), moved / memory) + facts.kernel_overhead
-    return product + (kernel.added * outputs / memory + facts.kernel_overhead if kernel.added else 0.0)
+    moving = kernel.batch * width * (kernel.m + kernel.n) * kernel.k + (8.0 if adds else _HALF) * outputs
+    arithmetic, moving = arithmetic * (curve.accumulate if adds else 1.0), moving / memory
+    product = max(arithmetic, moving) + facts.kernel_overhead
+    added = kernel.added * outputs / memory + facts.kernel_overhead if kernel.added else 0.0
+    return product + added, arithmetic if arithmetic >= moving else 0.0
 
 
 class _Key:
@@ -219,4 +223,12 @@ def kernel_time(kernel: Kernel, gpu: Gpu, precision: str) -> float:
     precision: of the matrix products (bf16, fp16, fp8); attention stays in 16 bit. Raises KeyError if the GPU has no
     curve for it.
     """
-    return _time(kernel, _Key(gpu), precision)
+    return _times(kernel, _Key(gpu), precision)[0]
+
+
+def arithmetic_time(kernel: Kernel, gpu: Gpu, precision: str) -> float:
+    """Seconds of `kernel_time` for which arithmetic sets the pace; memory does for the rest, launches included.
+
+    A product or fused attention is the one or the other; the products of unfused attention are parted. precision: as there.
+    """
+    return _times(kernel, _Key(gpu), precision)[1]
