@@ -11,7 +11,6 @@ from colossim.campaign import StepTime, checkpoint_bytes, setting_of, spares_of,
 from colossim.cluster import Cluster
 from colossim.engine.campaign import play_campaign
 from colossim.engine.log import Log
-from colossim.engine.record import StepRecord
 from colossim.engine.setting import Era, Setting
 from colossim.errors import SimulationError
 from colossim.result.growth import Growth, Row, build_growth, caught_up, standstill
@@ -20,6 +19,7 @@ from colossim.scenario.plan import Plan
 from colossim.scenario.power import least_power
 from colossim.scenario.schema import Scenario
 from colossim.scenario.stretch import Stretch
+from colossim.setup import Setup
 from colossim.units import format_time
 from colossim.workload.transformer import model_flops_per_token
 
@@ -49,14 +49,14 @@ class Known:
     """What was played already: several stretches, and several cases, may stand on the same nodes."""
 
     def __init__(self) -> None:
-        #: First stretches of cases, what was set up for them, and the record of their step.
-        self.starts: list[tuple[Scenario, Any, StepRecord]] = []
+        #: First stretches of cases, what was set up for them, and what was played.
+        self.starts: list[tuple[Scenario, Setup, Any]] = []
         self._played: list[tuple[Scenario, Played]] = []
         self._alone: list[tuple[Scenario, float, Log]] = []
 
-    def start(self, scenario: Scenario) -> tuple[Any, StepRecord] | None:
+    def start(self, scenario: Scenario) -> tuple[Setup, Any] | None:
         """What another case began with, if it is this one's beginning."""
-        return next(((setup, record) for other, setup, record in self.starts if _same_step(other, scenario)), None)
+        return next(((setup, steps) for other, setup, steps in self.starts if _same_step(other, scenario)), None)
 
     def add(self, scenario: Scenario, played: Played) -> None:
         """Remembers a step."""
@@ -90,8 +90,8 @@ class Known:
 
 def _same_step(one: Scenario, other: Scenario) -> bool:
     """What fails and how long it goes on changes no step."""
-    runs = [(run.fold, run.collectives, run.seed) for run in (one.run, other.run)]
-    return one.cluster == other.cluster and one.job == other.job and runs[0] == runs[1]
+    runs = [(run.fold, run.collectives, run.seed, run.steps) for run in (one.run, other.run)]
+    return (one.cluster, one.job, one.jitter, runs[0]) == (other.cluster, other.job, other.jitter, runs[1])
 
 
 def grown(

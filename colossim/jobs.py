@@ -27,8 +27,8 @@ from colossim.scenario.plan import Plan
 from colossim.scenario.power import capped
 from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
+from colossim.setup import LaidOut
 from colossim.simulation import (
-    LaidOut,
     Progress,
     compile_setup,
     lay_onto,

@@ -557,6 +557,17 @@ def test_a_step_is_played_once(load, monkeypatch):
     assert first == second
 
 
+def test_gpus_that_differ_differ_after_a_change(load):
+    """The median step of each stretch has its jitter, that of another case isn't taken for it."""
+    events, known = ["{at: 1 d, drain: [{type: hgx-h100, count: 8}]}"], Known()
+    rows = [
+        simulate(load(events, text=TWO_DAYS, **jitter), known=known).campaign.growth.stretches
+        for jitter in ({}, {"jitter__slow": "{share: 10 %, factor: 1.1}"})
+    ]
+    for alike, slow in zip(*rows, strict=True):
+        assert slow["step_time_s"] > 1.05 * alike["step_time_s"]
+
+
 def test_what_changes_spares_alone_stops_nothing(load):
     """Faults take a node a day; two more stand by from noon on, so that the second one isn't waited for."""
     events = ["{at: 12 h, add: [{type: hgx-h100, count: 2}]}"]

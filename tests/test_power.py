@@ -224,6 +224,19 @@ def test_two_nodes_of_one_name_draw_their_own():
     assert {load.node.gpu.tdp for load in played.loads} == {300, 700}
 
 
+def test_what_jitter_adds_is_waiting():
+    """A step of 1 s of kernels that takes 1.5 s where GPUs differ: half a second at 140 W. (500 + 140/2)/1.5 = 380 W."""
+    scenario, work = toy(), line([("compute", 1.0)])
+    power = power_of(record_of(work), [Load(scenario.cluster.nodes[0].type)], scenario.cluster, 1000.0, 1.5)
+    assert power.gpu_W == pytest.approx(380)
+    assert power.share == pytest.approx({"arithmetic": 2 / 3, "memory": 0, "communicating": 0, "waiting": 1 / 3})
+    assert power.energy_per_step_J == pytest.approx(1.5 * 1.25 * (FIXED + GPUS * 380))
+    played = colossim.simulate(colossim.load_scenario("two-pods", set=["jitter.kernel=2 %"]))
+    assert played.step_time_s > played.record.step_time
+    assert played.energy_per_step_J == pytest.approx(played.power_W * played.step_time_s)
+    assert played.course.times[-1] == played.step_time_s
+
+
 # -- what bounds kernels -----------------------------------------------------------------------------------------------
 def test_a_kernel_is_bound_by_arithmetic_or_memory():
     gpu = toy().cluster.nodes[0].type.gpu

@@ -30,13 +30,12 @@ from colossim.errors import Problem, ScenarioError
 from colossim.scenario.campaign import Checkpoint
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.events import Event
+from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec, NamedJob
 from colossim.scenario.power import PowerCap, Price
 
 #: Keys of the contract whose capability comes later: path, and what it comes with.
-LATER_KEYS: dict[tuple[str, ...], str] = {
-    ("jitter",): "stragglers",
-}
+LATER_KEYS: dict[tuple[str, ...], str] = {}
 
 
 class NodeGroup(Facts):
@@ -157,6 +156,9 @@ class Scenario(Facts):
     when_short: Literal["wait", "shrink"] = Field(
         default="wait", description="what the job does without a spare: wait for a node, or go on with fewer replicas"
     )
+    jitter: Jitter | None = Field(
+        default=None, description="how GPUs differ from each other, and kernels from time to time"
+    )
     events: tuple[Event, ...] = Field(default=(), description="the cluster over time, in its order")
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
@@ -177,10 +179,12 @@ class Scenario(Facts):
             for key, there in (
                 ("faults", "faults" in data),
                 ("events", "events" in data),
+                ("jitter", "jitter" in data),
                 ("run.duration", isinstance(run, dict) and "duration" in run),
             ):
                 if there:
-                    raise ValueError(f"weeks of {others} can't be played yet: leave `{key}` out, or write one job")
+                    what = "stragglers" if key == "jitter" else "weeks"
+                    raise ValueError(f"{what} of {others} can't be played yet: leave `{key}` out, or write one job")
         if isinstance(data, dict) and isinstance(data.get("jobs"), tuple) and data["jobs"]:
             if "job" in data:
                 raise ValueError("has `job` and `jobs`: a scenario has one of them")
