@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
 from colossim.cluster import Cluster
-from colossim.engine.setting import Era, Part, Setting, Source, State
+from colossim.engine.setting import Era, Fewer, Part, Setting, Source, State
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.reliability import best_interval
 from colossim.scenario.campaign import Checkpoint, Storage
 from colossim.scenario.degraded import Degraded
+from colossim.scenario.derive import derive
 from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
 from colossim.scenario.rules_campaign import LEAFY, check_times
@@ -85,13 +87,18 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
     if checkpoint is not None:
         interval, write, durable = times_of(scenario, checkpoint, nodes, mtbf_of(sources))
         restart = checkpoint.restart
-    known: dict[State, float] = {(): step_s}
+    known: dict[State, float] = {State(): step_s}
 
     def step_of(state: State) -> float:
         if state not in known:
-            # Of several node types each may be the one with the slow GPU.
-            places = _places(plan, cluster) if "gpu" in dict(state) else _places(plan, cluster)[:1]
-            known[state] = max(step_s, *(step_time(in_state(scenario, state, *place)) for place in places))
+            smaller = in_size(scenario, plan, state.replicas) if state.replicas else scenario
+            if state.wrong:
+                # Of several node types each may be the one with the slow GPU.
+                places = _places(plan, cluster) if "gpu" in dict(state.wrong) else _places(plan, cluster)[:1]
+                whole = step_of(State(replicas=state.replicas))
+                known[state] = max(whole, *(step_time(in_state(smaller, state, *place)) for place in places))
+            else:
+                known[state] = step_time(smaller)
         return known[state]
 
     return Era(
@@ -106,7 +113,40 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
         durable=durable,
         restart=restart,
         step_of=step_of,
+        fewer=fewer_of(scenario, plan),
+        regrow=scenario.regrow == "at once",
     )
+
+
+def in_size(scenario: Scenario, plan: Plan, replicas: int) -> Scenario:
+    """The scenario with fewer replicas, which load the job's checkpoint onto the nodes that are there."""
+    job = scenario.job
+    batch = job.global_batch if scenario.short_batch == "same" else job.global_batch // plan.data * replicas
+    parallelism = job.parallelism.model_copy(update={"data": replicas})
+    job = job.model_copy(update={"parallelism": parallelism, "global_batch": batch})
+    return scenario.model_copy(update={"job": job, "when_short": "wait"})
+
+
+def fewer_of(scenario: Scenario, plan: Plan) -> tuple[Fewer, ...]:
+    """Sizes that the job can shrink to, down to half its replicas; none if it waits. Raises ScenarioError (located)."""
+    if scenario.when_short == "wait":
+        return ()
+    gpus = scenario.cluster.nodes[0].type.gpus
+    found: list[Fewer] = []
+    why: ScenarioError | None = None
+    for replicas in range(plan.data - 1, math.ceil(plan.data / 2) - 1, -1):
+        smaller = in_size(scenario, plan, replicas)
+        try:
+            nodes = math.ceil(derive(smaller).world / gpus)
+        except ScenarioError as error:
+            why = why or error
+            continue
+        found.append(Fewer(replicas, nodes, float(smaller.job.global_batch * smaller.job.sequence_length)))
+    if not found:
+        reason = f" ({why.problems[0].message})" if why is not None else ""
+        message = f"shrink: the {plan.data:,} replicas can't be fewer, down to half as many{reason}: wait would do"
+        raise scenario.located(ScenarioError([Problem("when_short", message)]))
+    return tuple(found)
 
 
 def checkpoint_bytes(job: JobSpec) -> float:
@@ -165,7 +205,7 @@ def in_state(scenario: Scenario, state: State, node: int, gpu: int) -> Scenario:
 
     node, gpu: where: of the cluster, and in the node.
     """
-    left: dict[Part, float] = dict(state)
+    left: dict[Part, float] = dict(state.wrong)
     cluster = scenario.cluster
     degraded = list(cluster.degraded)
     links: tuple[Literal["nic", "nvlink"], ...] = ("nic", "nvlink")

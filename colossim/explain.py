@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.campaign import checkpoint_bytes, is_campaign, mtbf_of, nodes_of, sources_of, spares_of, times_of
+from colossim.campaign import (
+    checkpoint_bytes,
+    fewer_of,
+    is_campaign,
+    mtbf_of,
+    nodes_of,
+    sources_of,
+    spares_of,
+    times_of,
+)
 from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
 from colossim.jobs import stand
@@ -136,6 +145,10 @@ def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
             f"; the best interval is {best}" if best else ""
         )
     section["spares"] = f"{spares_of(scenario, plan):,} nodes"
+    sizes = fewer_of(scenario, plan)
+    if sizes:
+        largest = f"{sizes[0].replicas:,} of {plan.data:,} on {sizes[0].nodes:,} nodes"
+        section["without a spare"] = f"goes on with fewer replicas, down to {sizes[-1].replicas:,}: at first {largest}"
     return section
 
 

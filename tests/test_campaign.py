@@ -20,7 +20,7 @@ from colossim.catalog.faults import FaultClass
 from colossim.engine.campaign import play_campaign
 from colossim.engine.faults import Failures, generator
 from colossim.engine.log import Log
-from colossim.engine.setting import Era, Setting, Source
+from colossim.engine.setting import Era, Setting, Source, State, Wrong
 from colossim.errors import ScenarioError, SimulationError
 from colossim.explain import explain
 from colossim.plot import goodput, interval, lost_time
@@ -61,11 +61,16 @@ def setting(*sources, **changes):
     """A step a second, forever; a checkpoint of 10 s every 100 s of training, 50 s of restart, no spares."""
     base = Era(
         begins=0.0, step_s=1.0, tokens=1.0, sources=sources, nodes=1, spares=0, interval=100.0, write=10.0, durable=0.0,
-        restart=50.0, step_of=lambda state: 1.0 / math.prod(left for _, left in state),
+        restart=50.0, step_of=lambda state: 1.0 / math.prod(left for _, left in state.wrong),
     )  # fmt: skip
     whole = {"duration": math.inf, "work": math.inf, "seed": 0}
     whole |= {name: changes.pop(name) for name in list(changes) if name in whole}
     return Setting(**whole, eras=(dataclasses.replace(base, **changes),))
+
+
+def wrong(part, left):
+    """The state with one part that is slower."""
+    return State((Wrong(part, left),))
 
 
 def at(monkeypatch, *times):
@@ -314,10 +319,10 @@ def test_a_degraded_link_takes_what_a_step_takes_with_it(played):
     setup = prepare(scenario).laid
     step = played.step_time_s
     setting = setting_of(scenario, setup.plan, setup.cluster, step, lambda other: simulate(strip(other)).step_time_s)
-    slower = setting.first.step_of((("nic", 0.25),))
+    slower = setting.first.step_of(wrong("nic", 0.25))
     by_hand = load_scenario("two-pods", set=["cluster.degraded=[{node: 0, gpu: 0, link: nic, rate: 0.25}]"])
     assert slower == simulate(by_hand).step_time_s > step
-    assert setting.first.step_of((("gpu", 0.5),)) > step
+    assert setting.first.step_of(wrong("gpu", 0.5)) > step
 
 
 def strip(scenario):
@@ -525,13 +530,13 @@ def test_a_slow_gpu_is_of_the_type_that_it_slows_most(order):
     laid = prepare(scenario).laid
     step = simulate(strip(scenario)).step_time_s
     setting = setting_of(scenario, laid.plan, laid.cluster, step, lambda other: simulate(strip(other)).step_time_s)
-    assert setting.first.step_of((("gpu", 0.5),)) > 1.3 * step
+    assert setting.first.step_of(wrong("gpu", 0.5)) > 1.3 * step
 
 
 @pytest.mark.parametrize(("there", "fault", "lower"), [(0.1, 0.25, 0.1), (0.5, 0.25, 0.25)])
 def test_a_link_that_is_slow_already_has_the_lower_rate(there, fault, lower):
     scenario = load_scenario("two-pods", set=[f"cluster.degraded=[{{node: 0, gpu: 0, link: nic, rate: {there}}}]"])
-    (one,) = in_state(scenario, (("nic", fault),), 0, 0).cluster.degraded
+    (one,) = in_state(scenario, wrong("nic", fault), 0, 0).cluster.degraded
     assert (one.node, one.gpu, one.link, one.rate) == (0, 0, "nic", lower)
 
 
@@ -548,8 +553,8 @@ def test_what_is_slow_is_a_part_of_the_job():
         return simulate(strip(other)).step_time_s
 
     setting = setting_of(scenario, laid.plan, laid.cluster, step, step_time)
-    assert setting.first.step_of((("nic", 0.1),)) > step
-    assert setting.first.step_of((("gpu", 0.5),)) > setting.first.step_of((("gpu", 0.8),)) > step
+    assert setting.first.step_of(wrong("nic", 0.1)) > step
+    assert setting.first.step_of(wrong("gpu", 0.5)) > setting.first.step_of(wrong("gpu", 0.8)) > step
     assert seen[0].cluster.degraded[-1].node == 8
     assert [(group.count, group.type.gpu.pace) for group in seen[1].cluster.nodes] == [(8, 1.0), (1, 0.5), (7, 1.0)]
 
@@ -569,7 +574,6 @@ def test_what_has_no_end_is_refused(changes):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("when_short=shrink", "available yet"),
         ("faults.gpu.shape=0.001", "at least 0.1"),
         ("faults.gpu.repair_spread=1e200", "at most 5"),
         ("faults.leaf={mtbf: 9 h, effect: degrade}", "degrade is of a gpu, not of a leaf"),

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from colossim.catalog.faults import Component, FaultClass
 
 Part = Literal["gpu", "nic", "nvlink"]
-#: What is wrong with the cluster while the job trains: the worst of each kind of part, and what is left of its rate.
-State = tuple[tuple[Part, float], ...]
+
+
+class Wrong(NamedTuple):
+    """A part of the cluster that runs below its rate. left: share of it."""
+
+    part: Part
+    left: float
+
+
+class State(NamedTuple):
+    """What a step depends on beside the era: the worst of each kind of part, replicas (0: all of the job's)."""
+
+    wrong: tuple[Wrong, ...] = ()
+    replicas: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,15 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Fewer:
+    """The job with fewer replicas than it has nodes for. nodes: that it takes; tokens: a step."""
+
+    replicas: int
+    nodes: int
+    tokens: float
+
+
+@dataclass(frozen=True)
 class Era:
     """The job as it stands from a moment on until the next era.
 
@@ -44,7 +65,8 @@ class Era:
     step.  sources: what can fail; nodes: of the job; spares: nodes that stand by.  interval: s of training between
     checkpoints; write: s for which one blocks; durable: s from a write's start until it can be restarted from; restart: s.
     step_of: s a step in a state.  move: s that going over to it takes beyond a restart.  planned: the job writes a checkpoint
-    and stops for it at `begins`; else it is taken up at the first restart after that.
+    and stops for it at `begins`; else it is taken up at the first restart after that.  fewer: how the job goes on without a
+    spare, the most replicas first; without any it waits.  regrow: it stops for a node that is back; else a restart takes it up.
     """
 
     begins: float
@@ -60,6 +82,8 @@ class Era:
     step_of: Callable[[State], float]
     move: float = 0.0
     planned: bool = False
+    fewer: tuple[Fewer, ...] = ()
+    regrow: bool = False
 
 
 @dataclass(frozen=True)
