@@ -102,6 +102,7 @@ def grown(
     eras, powers = [setting.first], [known.of(there[0].scenario, play).power]
     for before, stretch in itertools.pairwise(there):
         if stretch.same:
+            # A change before it that still waits for a restart is taken up with this one, without its moving.
             more = least_power(stretch.scenario.cluster) - least_power(before.scenario.cluster)
             powers.append(_with_idle(powers[-1], more))
             spares = spares_of(stretch.scenario, stretch.plan)
@@ -164,7 +165,7 @@ def _payback(setting: Setting, index: int, log: Log, laid: float, resumed: float
     gain = (era.tokens / era.step_s) / (before.tokens / before.step_s)
     if gain <= 1.0 + 1e-12:
         return None
-    look = _FIRST_LOOK * max(resumed - era.begins, era.restart) * gain / (gain - 1.0)
+    look = _FIRST_LOOK * max(resumed - era.begins, era.restart, 1.0) * gain / (gain - 1.0)
     while True:
         end = min(resumed + look, log.wall)
         without = play_campaign(replace(setting, duration=end, eras=setting.eras[:index]))

@@ -24,6 +24,7 @@ from colossim.scenario.derive import derive, no_effects
 from colossim.scenario.gate import running, site_power
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.stretch import stretches_of
+from colossim.scenario.variants import load_variants
 from colossim.simulation import simulate
 from colossim.workload.transformer import model_flops_per_token
 
@@ -263,6 +264,29 @@ def test_values_of_a_job_are_read_as_its_own(load):
     assert found[1][3] == "`x` should be a whole number from 1, or `auto`"
 
 
+def test_variants_change_events(tmp_path):
+    """Whole or by dotted path; what is wrong with one is told where the variant says it."""
+    path = tmp_path / "toy.yaml"
+    changes = [
+        "events.0.drain.0.count: 17",
+        "events.0.job.parallelism.data: 14",
+        "events.0.drain: [{type: h100, count: 1}]",
+    ]
+    first = (
+        "events:\n  - {at: 1 d, drain: [{type: hgx-h100, count: 1}], job: {parallelism.data: 15, global_batch: 120}}\n"
+    )
+    path.write_text(TOY + first + "cases:\n" + "".join(f"  - set: {{{change}}}\n" for change in changes))
+    with pytest.raises(ScenarioError) as error:
+        load_variants(path)
+    assert [(p.line, p.field) for p in error.value.problems] == [
+        (15, "events.0.drain.0.count"), (13, "events.0.job.global_batch"), (17, "events.0.drain.0.type"),
+    ]  # fmt: skip
+    path.write_text(TOY + first + "grid:\n  events.0.drain.0.count: [1, 2]\n  events.0.at: [1 d, 2 d]\n")
+    assert [
+        days(variant.scenario)[1][:3] for variant in load_variants(path, set=["events.0.job.parallelism.data=auto"])
+    ] == [(at, f"{count} hgx-h100 leave", 16 - count) for count in (1, 2) for at in (1.0, 2.0)]
+
+
 def test_what_is_not_there_does_not_go(load):
     """Nodes in their tests haven't joined."""
     found = wrong(
@@ -426,6 +450,10 @@ def test_tokens_are_steps_times_batches(played):
         (0, 128, 128), (7, 192, 120), (13, 256, 128), (18, 128, 128), (24, 64, 128), (30, 128, 256),
     ]  # fmt: skip
     assert all(row["tokens"] == row["steps"] * row["global_batch"] * 8192 for row in rows)
+    whole = np.diff([*(row["laid_s"] for row in rows), result.campaign.wall_s])
+    shares = [row["steps"] * row["step_time_s"] / seconds for row, seconds in zip(rows, whole, strict=True)]
+    assert [row["goodput"] for row in rows] == pytest.approx(shares, abs=1e-3)
+    assert (rows[0]["mtbf_s"], rows[0]["interval_s"]) == (None, 600)
     assert rows[-1]["tokens_so_far"] == sum(row["tokens"] for row in rows) == result.campaign.tokens
     assert sum(row["steps"] for row in rows) == result.campaign.steps
     needed = model_flops_per_token(scenario.job.model, 8192)
@@ -541,6 +569,20 @@ def test_what_changes_spares_alone_stops_nothing(load):
     assert campaign.spent_s["waiting"] < alone.spent_s["waiting"]
 
 
+def test_a_run_that_ends_with_its_tokens_before_a_change(load, tmp_path):
+    """10 steps of 128 sequences, within a minute: what would come after a day never does."""
+    text = TOY.replace("run: {duration: 10 d}\n", "").replace(
+        "  global_batch: 128\n", "  global_batch: 128\n  tokens: 10485760\n"
+    )
+    result = simulate(load(["{at: 1 d, add: [{type: hgx-h100, count: 16}]}"], text=text))
+    first, second = result.campaign.growth.stretches
+    assert (first["steps"], second["steps"], second["laid_s"], second["energy_J"]) == (10, 0, None, 0.0)
+    assert result.cost["gpu_hours"] == pytest.approx(128 * result.campaign.wall_s / 3600)
+    assert "never laid" in str(result)
+    write(result, tmp_path)
+    assert (tmp_path / "growth.png").exists()
+
+
 def test_a_gate_from_the_start_on(load):
     """The page is of what runs at first: two of 16 nodes."""
     result = simulate(load(["{at: 0 s, power: 20 kW, per_node: 10 kW}", "{at: 1 d, power: unlimited}"], text=TWO_DAYS))
@@ -560,6 +602,22 @@ def test_the_checkpoint_is_moved_by_its_bytes(load):
     text = TWO_DAYS.replace("restart: 3 min", "restart: 3 min, storage: {node: 100 MB/s}")
     rows = simulate(load(["{at: 1 d, add: [{type: hgx-h100, count: 16}]}"], text=text)).campaign.growth.stretches
     assert rows[1]["move_s"] == pytest.approx(8.03e9 * 14 / 32 / 100e6, rel=1e-3)
+
+
+def test_a_stretch_knows_what_stops_it(load):
+    """A fault of a GPU in 100 days: each of 128 GPUs, then of 256."""
+    text = TWO_DAYS + "faults: {gpu: {mtbf: 100 d}}\n"
+    campaign = simulate(
+        load(["{at: 1 d, add: [{type: hgx-h100, count: 16}], relay: next restart}"], text=text)
+    ).campaign
+    rows = campaign.growth.stretches
+    assert [row["mtbf_s"] for row in rows] == pytest.approx([100 * DAY / 128, 100 * DAY / 256])
+    assert rows[1]["laid_s"] >= DAY
+    assert rows[1]["waited_s"] == rows[1]["laid_s"] - DAY
+    assert any(
+        item["time_s"] <= rows[1]["laid_s"] <= item["time_s"] + item["restart_s"] for item in campaign.interruptions
+    )
+    assert sum(campaign.spent_s.values()) == pytest.approx(2 * DAY, rel=1e-9)
 
 
 # -- the story -----------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def _gpus(growth: Growth, wall: float, ax: Axes) -> None:
     rows = growth.stretches
     edges, laid = _edges(growth, wall)
     dark = any(row["gpus_joined"] > row["gpus"] for row in rows)
-    begins = np.array([*(row["begins_s"] for row in rows), wall])
+    begins = np.minimum([*(row["begins_s"] for row in rows), wall], wall)
     ax.stairs([rows[i]["gpus_in_job"] / 1e3 for i in laid], np.array(edges) / scale, fill=True, color=_DARK, alpha=0.85,
               label="in the job")  # fmt: skip
     ax.stairs([row["gpus"] / 1e3 for row in rows], begins / scale, color=_ORANGE, linewidth=1.5, baseline=None,

@@ -61,7 +61,7 @@ class Growth:
     @property
     def gpu_seconds(self) -> float:
         """Of GPUs that have power, in the job or not."""
-        edges = [*(row["begins_s"] for row in self.stretches), self.log.wall]
+        edges = np.minimum([*(row["begins_s"] for row in self.stretches), self.log.wall], self.log.wall)
         return float(sum(row["gpus"] * seconds for row, seconds in zip(self.stretches, np.diff(edges), strict=True)))
 
     def undisturbed(self, times: Floats) -> Floats:
@@ -78,11 +78,11 @@ def build_growth(rows: Sequence[Row], log: Log, without: Log, flops_per_token: S
     told = []
     tokens = flops = 0.0
     power, energy = _energy(rows, log)
-    for row, needed, joules in zip(rows, flops_per_token, energy, strict=True):
+    for row, needed, joules, goodput in zip(rows, flops_per_token, energy, _goodputs(rows, log), strict=True):
         steps = whole_steps(row.tokens, row.era)
         tokens += steps * row.era.tokens
         flops += steps * row.era.tokens * needed
-        so_far = {"tokens_so_far": tokens, "flops_so_far": flops, "energy_J": joules}
+        so_far = {"goodput": goodput, "tokens_so_far": tokens, "flops_so_far": flops, "energy_J": joules}
         told.append({**_told(row, steps, needed), **so_far})
     alone = whole_steps(without.done, rows[0].era) * rows[0].era.tokens
     return Growth(
@@ -93,6 +93,17 @@ def build_growth(rows: Sequence[Row], log: Log, without: Log, flops_per_token: S
         log=log,
         without_log=without,
     )
+
+
+def _goodputs(rows: Sequence[Row], log: Log) -> list[float | None]:
+    """What of the time from when the job was laid so on was training that counts; None of a stretch in which it never was."""
+    found: list[float | None] = []
+    until = log.wall
+    for row in reversed(rows):
+        lasts = 0.0 if row.laid is None else until - row.laid
+        found.append(row.tokens / (row.era.tokens / row.era.step_s) / lasts if lasts > 0 else None)
+        until = until if row.laid is None else row.laid
+    return found[::-1]
 
 
 def _energy(rows: Sequence[Row], log: Log) -> tuple[tuple[Floats, Floats], list[float]]:
@@ -123,9 +134,11 @@ def _told(row: Row, steps: int, flops_per_token: float) -> dict[str, Any]:
 
     gpus_joined: of nodes that are there; nodes, gpus: that have power; gate: what it runs, if not all.  site_W: of them in
     training; energy_J: of the site.  down_s: the job stood still for it, of which it moved and restarted for move_s and
-    restart_s; burn_in_s: tests of what came before.  paid_back_s: wall time.
+    restart_s; burn_in_s: tests of what came before.  paid_back_s: wall time.  mtbf_s: between faults that stop the job, in the
+    mean; interval_s: of its checkpoints.
     """
     stretch, era = row.stretch, row.era
+    rate = sum(source.count / source.kind.mtbf for source in era.sources if source.kind.stops)
     moved = row.laid is not None and not stretch.same and row.down > 0
     return {
         "begins_s": stretch.begins,
@@ -142,6 +155,8 @@ def _told(row: Row, steps: int, flops_per_token: float) -> dict[str, Any]:
         "step_time_s": era.step_s,
         "tokens_per_s": era.tokens / era.step_s,
         "site_W": row.power.site_W,
+        "mtbf_s": 1.0 / rate if rate else None,
+        "interval_s": era.interval if math.isfinite(era.interval) else None,
         "steps": steps,
         "tokens": steps * era.tokens,
         "flops": steps * era.tokens * flops_per_token,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from colossim.units import format_count, format_time
+from colossim.units import format_count, format_share, format_time
 
 if TYPE_CHECKING:
     from colossim.result.growth import Growth
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 def table_of_stretches(growth: Growth) -> Any:
     """A stretch a row."""
-    table = _table("from", ("GPUs", "batch", "step", "tokens/s", "tokens", "stood still", "paid back"))
+    table = _table("from", ("GPUs", "step", "tokens/s", "goodput", "tokens", "stood still", "paid back"))
     for row in growth.stretches:
         first = row["begins_s"] == 0
         table.add_row(
             _day(row["begins_s"]),
             f"{row['gpus_in_job']:,}",
-            f"{row['global_batch']:,}",
             format_time(row["step_time_s"]),
             format_count(row["tokens_per_s"]),
+            "-" if row["goodput"] is None else format_share(row["goodput"]),
             format_count(row["tokens"]),
             "-" if first else "never laid" if row["laid_s"] is None else format_time(row["down_s"]),
             "-" if row["paid_back_s"] is None else f"after {format_time(row['paid_back_s'] - row['begins_s'])}",

@@ -36,6 +36,8 @@ def items_of(kind: Any) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return items_of(args[0])
+    if origin in (typing.Union, types.UnionType):
+        return next((items for part in args if (items := items_of(part)) is not None), None)
     if origin is tuple:
         return args[0]
     return args[1] if origin is dict else None

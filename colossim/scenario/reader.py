@@ -186,7 +186,7 @@ def _rules_beside(
     events: set[int] = set()
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         loc = item["loc"]
-        if loc[0] == "events" and len(loc) > 1 and isinstance(loc[1], int):
+        if len(loc) > 1 and loc[0] == "events" and isinstance(loc[1], int):
             events.add(loc[1])
             continue
         free = next((path for path in _FREE if loc[: len(path)] == path), None)
