@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Literal
-
 import numpy as np
 
 from colossim.cluster import Cluster
-from colossim.engine.setting import Era, Fewer, Part, Setting, Source, State
+from colossim.damage import Damage, StepTime, fewer_of, places_of
+from colossim.engine.setting import Era, Setting, Source
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.reliability import best_interval
 from colossim.scenario.campaign import Checkpoint, Storage
-from colossim.scenario.degraded import Degraded
-from colossim.scenario.derive import derive
 from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
 from colossim.scenario.rules_campaign import LEAFY, check_times
-from colossim.scenario.schema import NodeGroup, Scenario
+from colossim.scenario.schema import Scenario
 from colossim.units import format_time
 from colossim.workload.transformer import parameters
 
 #: Checkpoints and faults of a campaign: about 6 us each checkpoint and 34 each fault, so that it ends within minutes.
 MOST_EVENTS = 5_000_000
-#: Seconds a step of a scenario that differs in its cluster alone.
-StepTime = Callable[[Scenario], float]
 
 
 def is_campaign(scenario: Scenario) -> bool:
@@ -44,9 +37,15 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
         rails = max(t.rails for t in cluster.node_types) if fabric.type == "rail-optimized" else 1
         pods = np.unique(cluster.gpu_node[: plan.world] // fabric.nodes_per_pod)
         counts["leaf"] = pods.size * rails
+    gpus = places_of(plan, cluster)
+    firsts = np.unique(cluster.gpu_node[: plan.world], return_index=True)[1]
+    places = {"gpu": gpus, "node": gpus[firsts]}
     classes = scenario.faults.classes
     owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
-    return tuple(Source(name, classes[name], owner, counts[owner]) for name, owner in owners.items())
+    return tuple(
+        Source(name, classes[name], owner, counts[owner], None if classes[name].stops else places.get(owner))
+        for name, owner in owners.items()
+    )
 
 
 def nodes_of(plan: Plan, cluster: Cluster) -> int:
@@ -87,20 +86,6 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
     if checkpoint is not None:
         interval, write, durable = times_of(scenario, checkpoint, nodes, mtbf_of(sources))
         restart = checkpoint.restart
-    known: dict[State, float] = {State(): step_s}
-
-    def step_of(state: State) -> float:
-        if state not in known:
-            smaller = in_size(scenario, plan, state.replicas) if state.replicas else scenario
-            if state.wrong:
-                # Of several node types each may be the one with the slow GPU.
-                places = _places(plan, cluster) if "gpu" in dict(state.wrong) else _places(plan, cluster)[:1]
-                whole = step_of(State(replicas=state.replicas))
-                known[state] = max(whole, *(step_time(in_state(smaller, state, *place)) for place in places))
-            else:
-                known[state] = step_time(smaller)
-        return known[state]
-
     return Era(
         begins=0.0,
         step_s=step_s,
@@ -112,41 +97,10 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
         write=write,
         durable=durable,
         restart=restart,
-        step_of=step_of,
+        step_of=Damage(scenario, plan, cluster, step_s, step_time).step_of,
         fewer=fewer_of(scenario, plan),
         regrow=scenario.regrow == "at once",
     )
-
-
-def in_size(scenario: Scenario, plan: Plan, replicas: int) -> Scenario:
-    """The scenario with fewer replicas, which load the job's checkpoint onto the nodes that are there."""
-    job = scenario.job
-    batch = job.global_batch if scenario.short_batch == "same" else job.global_batch // plan.data * replicas
-    parallelism = job.parallelism.model_copy(update={"data": replicas})
-    job = job.model_copy(update={"parallelism": parallelism, "global_batch": batch})
-    return scenario.model_copy(update={"job": job, "when_short": "wait"})
-
-
-def fewer_of(scenario: Scenario, plan: Plan) -> tuple[Fewer, ...]:
-    """Sizes that the job can shrink to, down to half its replicas; none if it waits. Raises ScenarioError (located)."""
-    if scenario.when_short == "wait":
-        return ()
-    gpus = scenario.cluster.nodes[0].type.gpus
-    found: list[Fewer] = []
-    why: ScenarioError | None = None
-    for replicas in range(plan.data - 1, math.ceil(plan.data / 2) - 1, -1):
-        smaller = in_size(scenario, plan, replicas)
-        try:
-            nodes = math.ceil(derive(smaller).world / gpus)
-        except ScenarioError as error:
-            why = why or error
-            continue
-        found.append(Fewer(replicas, nodes, float(smaller.job.global_batch * smaller.job.sequence_length)))
-    if not found:
-        reason = f" ({why.problems[0].message})" if why is not None else ""
-        message = f"shrink: the {plan.data:,} replicas can't be fewer, down to half as many{reason}: wait would do"
-        raise scenario.located(ScenarioError([Problem("when_short", message)]))
-    return tuple(found)
 
 
 def checkpoint_bytes(job: JobSpec) -> float:
@@ -191,48 +145,3 @@ def _check_events(seconds: float, era: Era) -> None:
             f"{events:,.3g} checkpoints and faults in {format_time(seconds)} are more than can be played: at most"
             f" {MOST_EVENTS:,}. Play less time, or look at what fails and is written so often"
         )
-
-
-def _places(plan: Plan, cluster: Cluster) -> list[tuple[int, int]]:
-    """(node, GPU in it) of the job's first rank, and of the first on each other node type."""
-    kinds = cluster.gpu_type[: plan.world]
-    ranks = sorted(int(np.argmax(kinds == kind)) for kind in np.unique(kinds))
-    return [(int(cluster.gpu_node[rank]), int(cluster.gpu_local[rank])) for rank in ranks]
-
-
-def in_state(scenario: Scenario, state: State, node: int, gpu: int) -> Scenario:
-    """The scenario with one part of each kind below its rate: the slowest sets the pace, however many there are.
-
-    node, gpu: where: of the cluster, and in the node.
-    """
-    left: dict[Part, float] = dict(state.wrong)
-    cluster = scenario.cluster
-    degraded = list(cluster.degraded)
-    links: tuple[Literal["nic", "nvlink"], ...] = ("nic", "nvlink")
-    for link in links:
-        if link in left:
-            # A link that is below its rate anyhow has the lower of both.
-            same = [one for one in degraded if (one.node, one.gpu, one.link) == (node, gpu, link)]
-            rate = min([left[link], *(one.rate for one in same if one.rate is not None)])
-            degraded = [one for one in degraded if one not in same]
-            degraded.append(Degraded(node=node, gpu=gpu, link=link, rate=rate))
-    nodes = _with_slow(cluster.nodes, node, left["gpu"]) if "gpu" in left else cluster.nodes
-    cluster = cluster.model_copy(update={"degraded": tuple(degraded), "nodes": nodes})
-    return scenario.model_copy(update={"cluster": cluster})
-
-
-def _with_slow(groups: tuple[NodeGroup, ...], node: int, pace: float) -> tuple[NodeGroup, ...]:
-    """Groups of nodes with slower GPUs in one of them: a synchronous step waits for one as for all of a node."""
-    found: list[NodeGroup] = []
-    first = 0
-    for group in groups:
-        place = node - first
-        first += group.count
-        if not 0 <= place < group.count:
-            found.append(group)
-            continue
-        gpu = group.type.gpu.model_copy(update={"pace": group.type.gpu.pace * pace})
-        slow = group.type.model_copy(update={"gpu": gpu, "name": f"{group.type.name}, slow"})
-        parts = ((group.type, place), (slow, 1), (group.type, group.count - place - 1))
-        found += [NodeGroup.model_construct(type=kind, count=count) for kind, count in parts if count]
-    return tuple(found)

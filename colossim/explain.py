@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from colossim.campaign import (
     checkpoint_bytes,
-    fewer_of,
     is_campaign,
     mtbf_of,
     nodes_of,
@@ -22,6 +21,7 @@ from colossim.campaign import (
 )
 from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
+from colossim.damage import fewer_of
 from colossim.jobs import stand
 from colossim.mix import silent_shares, told_shares
 from colossim.reliability import best_interval

@@ -25,7 +25,7 @@ FLOORS = {
     "result": 5, "plot": 5, "bookmark": 5,
     "shares": 6, "mix": 6, "site": 6, "capacity": 6, "supply": 6,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
-    "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6, "campaign": 6, "replicas": 6, "growth": 6,
+    "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6, "campaign": 6, "replicas": 6, "damage": 6, "growth": 6,
     "words": 7, "cli_collectives": 7, "cli_calibrate": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
@@ -41,6 +41,9 @@ STAIRS = [
         ("validation", "simulation"),
         ("mix", "shares"),
         ("capacity", "shares"),
+        ("campaign", "damage"),
+        ("explain", "damage"),
+        ("growth", "damage"),
         *[
             ("simulation", below)
             for below in ("campaign", "capacity", "growth", "mix", "replicas", "shares", "site", "supply")

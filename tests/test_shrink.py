@@ -9,10 +9,11 @@ import pytest
 from test_campaign import setting, source, spent, strip
 from test_eras import struck
 
-from colossim.campaign import fewer_of, in_size, setting_of
+from colossim.campaign import setting_of
+from colossim.damage import fewer_of, in_size
 from colossim.engine.campaign import play_campaign
 from colossim.engine.faults import Failures
-from colossim.engine.setting import Fewer, State
+from colossim.engine.setting import Fewer, State, Wrong
 from colossim.errors import ScenarioError
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
@@ -124,7 +125,7 @@ def test_a_smaller_job_is_the_step_engines():
     by_hand = simulate(load_scenario("two-pods", set=["job.parallelism.data=15", "job.global_batch=120"]))
     assert setting.first.step_of(State(replicas=15)) == by_hand.step_time_s
     assert setting.first.fewer[0].tokens == by_hand.tokens_per_step
-    slow = setting.first.step_of(State((("gpu", 0.5),), 15))
+    slow = setting.first.step_of(State((Wrong("gpu", 0.5, 3),), 15))
     assert slow > by_hand.step_time_s
 
 

@@ -21,7 +21,7 @@ import simpy
 from colossim.engine.calendar import Calendar
 from colossim.engine.log import Checkpoints, Interruption, Log
 from colossim.engine.outages import Fault, Outages
-from colossim.engine.setting import Era, Setting
+from colossim.engine.setting import Era, Setting, State, Wrong
 from colossim.errors import SimulationError
 
 Phase = Literal["checkpoint", "detection", "waiting", "restart", "growth"]
@@ -135,8 +135,8 @@ class Campaign:
         log, era = self.log, self.era
         target = min(self.checkpoints.last.done + era.interval * (era.tokens / era.step_s), self.setting.work)
         while log.done < target and not self._stops():
-            state, size = self.outages.state, self.outages.size
-            step = era.step_of(state)
+            size = self.outages.size
+            step = era.step_of(self._state())
             pace = (era.tokens if size is None else size.tokens) / step
             began, before, done = self.calendar.now, log.done, log.done
             try:
@@ -154,6 +154,17 @@ class Campaign:
                 log.advance(done, spent, counted, self.index)
                 log.shrunk += spent if size is not None else 0.0
                 self._mark()
+
+    def _state(self) -> State:
+        """Of several slow parts of a kind, the one whose step takes longest by itself sets the pace."""
+        size = self.outages.size
+        replicas = 0 if size is None else size.replicas
+
+        def alone(wrong: Wrong) -> float:
+            return self.era.step_of(State((wrong,), replicas))
+
+        worst = (each[0] if len(each) == 1 else max(each, key=alone) for each in self.outages.slow)
+        return State(tuple(worst), replicas)
 
     def _checkpoint(self) -> Generator[simpy.Event, Any, None]:
         if self.log.done < self.setting.work and not self._stops():

@@ -11,7 +11,7 @@ from typing import Any
 from colossim.engine.calendar import Calendar
 from colossim.engine.faults import Failures, generator
 from colossim.engine.log import Log
-from colossim.engine.setting import Era, Fewer, Part, Source, State, Wrong
+from colossim.engine.setting import Era, Fewer, Part, Source, Wrong
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Outages:
         #: The job's nodes in whose place none stands, in the order in which they went; switches that are dead.
         self.empty: deque[int] = deque()
         self.switches = 0
-        #: How many parts of a kind are below their rates, by what is left, and the node if a job may do without it.
-        self.wrong: dict[tuple[Part, float, int | None], int] = {}
+        #: How many parts are below their rates, by kind, what is left, place, and the node if a job may do without it.
+        self.wrong: dict[tuple[Part, float, int, int | None], int] = {}
         #: The size of a job that goes on with fewer replicas, and nodes that it leaves idle.
         self.size: Fewer | None = None
         self.idle: set[int] = set()
@@ -89,14 +89,16 @@ class Outages:
         return next((size for size in self.era.fewer if size.nodes <= there), None) if self.empty else None
 
     @property
-    def state(self) -> State:
-        """The worst of each kind of part, of nodes that aren't idle."""
-        worst: dict[Part, float] = {}
-        for (part, left, node), count in self.wrong.items():
-            if count and node not in self.idle:
-                worst[part] = min(left, worst.get(part, 1.0))
-        wrong = tuple(Wrong(part, left) for part, left in sorted(worst.items()))
-        return State(wrong, 0 if self.size is None else self.size.replicas)
+    def slow(self) -> list[list[Wrong]]:
+        """Of each kind of part that is below its rate, of nodes that aren't idle, the worst in each place."""
+        worst: dict[tuple[Part, int], float] = {}
+        for part, left, place, node in self.wrong:
+            if node not in self.idle:
+                worst[part, place] = min(left, worst.get((part, place), 1.0))
+        found: dict[Part, list[Wrong]] = {}
+        for (part, place), left in sorted(worst.items()):
+            found.setdefault(part, []).append(Wrong(part, left, place))
+        return list(found.values())
 
     # -- eras --------------------------------------------------------------------------------------------------------
     def go_over(self, era: Era) -> None:
@@ -142,8 +144,9 @@ class Outages:
         if there:
             self.log.faults[name] += 1
             if kind.effect in ("degrade", "slow"):
-                self._change(source.part, kind.to, node, 1)
-                self.calendar.at(now + (kind.detect + repair), "repaired", source.part, kind.to, node)
+                what = (source.part, kind.to, source.place_of(component), node)
+                self._change(1, *what)
+                self.calendar.at(now + (kind.detect + repair), "repaired", *what)
             elif kind.effect == "corrupt" and node not in self.idle:
                 self.unfound.append(now)
                 self.calendar.at(now + kind.detect, "found", name, component, now, node, repair)
@@ -151,14 +154,15 @@ class Outages:
                 self._stop(Fault(source, component, now, node), kind.detect + repair)
         self._ask(name)
 
-    def _change(self, part: Part, left: float, node: int | None, count: int) -> None:
-        self.wrong[part, left, node] = self.wrong.get((part, left, node), 0) + count
-        if not self.wrong[part, left, node]:
-            del self.wrong[part, left, node]
+    def _change(self, count: int, part: Part, left: float, place: int, node: int | None) -> None:
+        what = (part, left, place, node)
+        self.wrong[what] = self.wrong.get(what, 0) + count
+        if not self.wrong[what]:
+            del self.wrong[what]
         self._tell(None)
 
-    def _repaired(self, part: Part, left: float, node: int | None) -> None:
-        self._change(part, left, node, -1)
+    def _repaired(self, part: Part, left: float, place: int, node: int | None) -> None:
+        self._change(-1, part, left, place, node)
 
     def _found(self, name: str, component: int, time: float, node: int | None, repair: float) -> None:
         self.unfound.remove(time)
@@ -221,7 +225,7 @@ class Outages:
         self._next = {what[0]: number for number, (_, kind, what) in self.calendar.timers().items() if kind == "fault"}
         self.spares, self.switches = state["spares"], state["switches"]
         self.empty = deque(state["empty"])
-        self.wrong = {(part, left, node): count for part, left, node, count in state["wrong"]}
+        self.wrong = {(part, left, place, node): count for part, left, place, node, count in state["wrong"]}
         self.size = next((size for size in self.era.fewer if size.replicas == state["size"]), None)
         self.idle = set(state["idle"])
         self.unfound = list(state["unfound"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from colossim.catalog.faults import Component, FaultClass
 
@@ -12,14 +15,15 @@ Part = Literal["gpu", "nic", "nvlink"]
 
 
 class Wrong(NamedTuple):
-    """A part of the cluster that runs below its rate. left: share of it."""
+    """A part of the cluster that runs below its rate. left: share of it.  place: where in the job, as its source numbers it."""
 
     part: Part
     left: float
+    place: int = 0
 
 
 class State(NamedTuple):
-    """What a step depends on beside the era: the worst of each kind of part, replicas (0: all of the job's)."""
+    """What a step depends on beside the era: of each kind of part at most one, replicas (0: all of the job's)."""
 
     wrong: tuple[Wrong, ...] = ()
     replicas: int = 0
@@ -27,12 +31,16 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A class of faults and the components that have them. owner: what they are of; away: whether a fault takes a node away."""
+    """A class of faults and the components that have them. owner: what they are of; away: whether a fault takes a node away.
+
+    places: (count,) where in the job each is, for what a slow one costs there; all in place 0 if absent.
+    """
 
     name: str
     kind: FaultClass
     owner: Component
     count: int
+    places: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def away(self) -> bool:
@@ -41,6 +49,10 @@ class Source:
     def node_of(self, component: int, nodes: int) -> int | None:
         """The job's node that a component is in or is, of so many; None if a fault takes no node away."""
         return component * nodes // self.count if self.away else None
+
+    def place_of(self, component: int) -> int:
+        """Where in the job a component is."""
+        return 0 if self.places is None else int(self.places[component])
 
     @property
     def part(self) -> Part:
