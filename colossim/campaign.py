@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
 import numpy as np
 
 from colossim.cluster import Cluster
-from colossim.engine.setting import Era, Part, Setting, Source, State
+from colossim.damage import Damage, StepTime, fewer_of, places_of
+from colossim.engine.setting import Era, Setting, Source
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.reliability import best_interval
 from colossim.scenario.campaign import Checkpoint, Storage
-from colossim.scenario.degraded import Degraded
 from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
 from colossim.scenario.rules_campaign import LEAFY, check_times
-from colossim.scenario.schema import NodeGroup, Scenario
+from colossim.scenario.schema import Scenario
 from colossim.units import format_time
 from colossim.workload.transformer import parameters
 
 #: Checkpoints and faults of a campaign: about 6 us each checkpoint and 34 each fault, so that it ends within minutes.
 MOST_EVENTS = 5_000_000
-#: Seconds a step of a scenario that differs in its cluster alone.
-StepTime = Callable[[Scenario], float]
 
 
 def is_campaign(scenario: Scenario) -> bool:
@@ -42,9 +37,15 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
         rails = max(t.rails for t in cluster.node_types) if fabric.type == "rail-optimized" else 1
         pods = np.unique(cluster.gpu_node[: plan.world] // fabric.nodes_per_pod)
         counts["leaf"] = pods.size * rails
+    gpus = places_of(plan, cluster)
+    firsts = np.unique(cluster.gpu_node[: plan.world], return_index=True)[1]
+    places = {"gpu": gpus, "node": gpus[firsts]}
     classes = scenario.faults.classes
     owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
-    return tuple(Source(name, classes[name], owner, counts[owner]) for name, owner in owners.items())
+    return tuple(
+        Source(name, classes[name], owner, counts[owner], None if classes[name].stops else places.get(owner))
+        for name, owner in owners.items()
+    )
 
 
 def nodes_of(plan: Plan, cluster: Cluster) -> int:
@@ -85,15 +86,6 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
     if checkpoint is not None:
         interval, write, durable = times_of(scenario, checkpoint, nodes, mtbf_of(sources))
         restart = checkpoint.restart
-    known: dict[State, float] = {(): step_s}
-
-    def step_of(state: State) -> float:
-        if state not in known:
-            # Of several node types each may be the one with the slow GPU.
-            places = _places(plan, cluster) if "gpu" in dict(state) else _places(plan, cluster)[:1]
-            known[state] = max(step_s, *(step_time(in_state(scenario, state, *place)) for place in places))
-        return known[state]
-
     return Era(
         begins=0.0,
         step_s=step_s,
@@ -105,7 +97,9 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
         write=write,
         durable=durable,
         restart=restart,
-        step_of=step_of,
+        step_of=Damage(scenario, plan, cluster, step_s, step_time).step_of,
+        fewer=fewer_of(scenario, plan),
+        regrow=scenario.regrow == "at once",
     )
 
 
@@ -151,48 +145,3 @@ def _check_events(seconds: float, era: Era) -> None:
             f"{events:,.3g} checkpoints and faults in {format_time(seconds)} are more than can be played: at most"
             f" {MOST_EVENTS:,}. Play less time, or look at what fails and is written so often"
         )
-
-
-def _places(plan: Plan, cluster: Cluster) -> list[tuple[int, int]]:
-    """(node, GPU in it) of the job's first rank, and of the first on each other node type."""
-    kinds = cluster.gpu_type[: plan.world]
-    ranks = sorted(int(np.argmax(kinds == kind)) for kind in np.unique(kinds))
-    return [(int(cluster.gpu_node[rank]), int(cluster.gpu_local[rank])) for rank in ranks]
-
-
-def in_state(scenario: Scenario, state: State, node: int, gpu: int) -> Scenario:
-    """The scenario with one part of each kind below its rate: the slowest sets the pace, however many there are.
-
-    node, gpu: where: of the cluster, and in the node.
-    """
-    left: dict[Part, float] = dict(state)
-    cluster = scenario.cluster
-    degraded = list(cluster.degraded)
-    links: tuple[Literal["nic", "nvlink"], ...] = ("nic", "nvlink")
-    for link in links:
-        if link in left:
-            # A link that is below its rate anyhow has the lower of both.
-            same = [one for one in degraded if (one.node, one.gpu, one.link) == (node, gpu, link)]
-            rate = min([left[link], *(one.rate for one in same if one.rate is not None)])
-            degraded = [one for one in degraded if one not in same]
-            degraded.append(Degraded(node=node, gpu=gpu, link=link, rate=rate))
-    nodes = _with_slow(cluster.nodes, node, left["gpu"]) if "gpu" in left else cluster.nodes
-    cluster = cluster.model_copy(update={"degraded": tuple(degraded), "nodes": nodes})
-    return scenario.model_copy(update={"cluster": cluster})
-
-
-def _with_slow(groups: tuple[NodeGroup, ...], node: int, pace: float) -> tuple[NodeGroup, ...]:
-    """Groups of nodes with slower GPUs in one of them: a synchronous step waits for one as for all of a node."""
-    found: list[NodeGroup] = []
-    first = 0
-    for group in groups:
-        place = node - first
-        first += group.count
-        if not 0 <= place < group.count:
-            found.append(group)
-            continue
-        gpu = group.type.gpu.model_copy(update={"pace": group.type.gpu.pace * pace})
-        slow = group.type.model_copy(update={"gpu": gpu, "name": f"{group.type.name}, slow"})
-        parts = ((group.type, place), (slow, 1), (group.type, group.count - place - 1))
-        found += [NodeGroup.model_construct(type=kind, count=count) for kind, count in parts if count]
-    return tuple(found)

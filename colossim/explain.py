@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colossim.campaign import checkpoint_bytes, is_campaign, mtbf_of, nodes_of, sources_of, spares_of, times_of
+from colossim.campaign import (
+    checkpoint_bytes,
+    is_campaign,
+    mtbf_of,
+    nodes_of,
+    sources_of,
+    spares_of,
+    times_of,
+)
 from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
 from colossim.cluster.variation import paces_of, slow_gpus
+from colossim.damage import fewer_of
 from colossim.jobs import stand
 from colossim.mix import silent_shares, told_shares
 from colossim.reliability import best_interval
@@ -153,6 +162,10 @@ def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
             f"; the best interval is {best}" if best else ""
         )
     section["spares"] = f"{spares_of(scenario, plan):,} nodes"
+    sizes = fewer_of(scenario, plan)
+    if sizes:
+        largest = f"{sizes[0].replicas:,} of {plan.data:,} on {sizes[0].nodes:,} nodes"
+        section["without a spare"] = f"goes on with fewer replicas, down to {sizes[-1].replicas:,}: at first {largest}"
     return section
 
 

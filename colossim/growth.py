@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from colossim.campaign import StepTime, checkpoint_bytes, setting_of, spares_of, storage_time
+from colossim.campaign import checkpoint_bytes, setting_of, spares_of, storage_time
 from colossim.cluster import Cluster
+from colossim.damage import StepTime
 from colossim.engine.campaign import play_campaign
 from colossim.engine.log import Log
 from colossim.engine.setting import Era, Setting

@@ -54,7 +54,7 @@ def test_what_is_kept_often_changes_nothing(workers, tmp_path, monkeypatch):
     kept = played(("replicas", 2), ("workers", workers), ("shelf", file.shelf(0)))
     assert repr(kept.campaign.logs) == repr(whole.campaign.logs)
     assert set(file.shelf(0).replicas()) == {0, 1}
-    assert file.shelf(0).steps()[0, (("nic", 0.25),)] > whole.step_time_s
+    assert file.shelf(0).steps()[0, ((("nic", 0.25, 0),), 0)] > whole.step_time_s
 
 
 def test_steps_and_replicas_are_not_played_again(tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_step_that_a_process_lacks_is_played_once():
 
     def step_of(state):
         asked.append(state)
-        return 1.0 / min([left for _, left in state], default=1.0)
+        return 1.0 / min([one.left for one in state.wrong], default=1.0)
 
     kinds = (
         source(500.0, "gpu", 1, "link", effect="degrade", repair=90.0),

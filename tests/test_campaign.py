@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from colossim.campaign import in_state, setting_of, times_of
+from colossim.campaign import setting_of, times_of
 from colossim.catalog.faults import FaultClass
+from colossim.damage import firsts_of, in_state, places_of
 from colossim.engine.campaign import play_campaign
 from colossim.engine.faults import Failures, generator
 from colossim.engine.log import Log
-from colossim.engine.setting import Era, Setting, Source
+from colossim.engine.setting import Era, Setting, Source, State, Wrong
 from colossim.errors import ScenarioError, SimulationError
 from colossim.explain import explain
 from colossim.plot import goodput, interval, lost_time
@@ -61,11 +62,16 @@ def setting(*sources, **changes):
     """A step a second, forever; a checkpoint of 10 s every 100 s of training, 50 s of restart, no spares."""
     base = Era(
         begins=0.0, step_s=1.0, tokens=1.0, sources=sources, nodes=1, spares=0, interval=100.0, write=10.0, durable=0.0,
-        restart=50.0, step_of=lambda state: 1.0 / math.prod(left for _, left in state),
+        restart=50.0, step_of=lambda state: 1.0 / math.prod(one.left for one in state.wrong),
     )  # fmt: skip
     whole = {"duration": math.inf, "work": math.inf, "seed": 0}
     whole |= {name: changes.pop(name) for name in list(changes) if name in whole}
     return Setting(**whole, eras=(dataclasses.replace(base, **changes),))
+
+
+def wrong(part, left, place=0):
+    """The state with one part that is slower."""
+    return State((Wrong(part, left, place),))
 
 
 def at(monkeypatch, *times):
@@ -314,10 +320,10 @@ def test_a_degraded_link_takes_what_a_step_takes_with_it(played):
     setup = prepare(scenario).laid
     step = played.step_time_s
     setting = setting_of(scenario, setup.plan, setup.cluster, step, lambda other: simulate(strip(other)).step_time_s)
-    slower = setting.first.step_of((("nic", 0.25),))
+    slower = setting.first.step_of(wrong("nic", 0.25))
     by_hand = load_scenario("two-pods", set=["cluster.degraded=[{node: 0, gpu: 0, link: nic, rate: 0.25}]"])
     assert slower == simulate(by_hand).step_time_s > step
-    assert setting.first.step_of((("gpu", 0.5),)) > step
+    assert setting.first.step_of(wrong("gpu", 0.5)) > step
 
 
 def strip(scenario):
@@ -518,20 +524,60 @@ def test_slower_running_that_is_lost_is_lost(monkeypatch):
     assert (log.spent["lost_work"], log.spent["degraded"], log.spent["productive"]) == (100.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("order", [("hgx-h100", "hgx-a100"), ("hgx-a100", "hgx-h100")])
-def test_a_slow_gpu_is_of_the_type_that_it_slows_most(order):
-    nodes = ", ".join(f"{{type: {name}, count: 8}}" for name in order)
+def test_a_slow_gpu_is_of_its_own_type():
+    """Of two types, the second slower: a slow GPU of the first is no slower than the second's others; of the second it is."""
+    nodes = "{type: hgx-h100, count: 8}, {type: hgx-a100, count: 8}"
     scenario = load_scenario("two-pods", set=[*CAMPAIGN, f"cluster.nodes=[{nodes}]", "job.recompute=full"])
     laid = prepare(scenario).laid
     step = simulate(strip(scenario)).step_time_s
     setting = setting_of(scenario, laid.plan, laid.cluster, step, lambda other: simulate(strip(other)).step_time_s)
-    assert setting.first.step_of((("gpu", 0.5),)) > 1.3 * step
+    places = places_of(laid.plan, laid.cluster)
+    assert np.unique(places).tolist() == [0, 2, 5, 7], "stages 0 and 1 on H100, 2 and 3 on A100"
+    link = next(source for source in setting.first.sources if source.name == "link")
+    assert [link.place_of(component) for component in (0, 127)] == [0, 7]
+    times = [setting.first.step_of(wrong("gpu", 0.7, place)) for place in (0, 7)]
+    assert times[1] > 1.2 * step > times[0]
+
+
+def test_what_is_slow_costs_what_its_stage_does():
+    """A GPU at half its pace in each of four stages: the last, with the head, costs most. A link is the one named by hand."""
+    scenario = load_scenario("two-pods", set=CAMPAIGN)
+    laid = prepare(scenario).laid
+    step = simulate(strip(scenario)).step_time_s
+    setting = setting_of(scenario, laid.plan, laid.cluster, step, lambda other: simulate(strip(other)).step_time_s)
+    times = [setting.first.step_of(wrong("gpu", 0.5, stage)) for stage in range(4)]
+    assert firsts_of(laid.plan, laid.cluster, [0, 1, 3]) == {0: (0, 0), 1: (4, 0), 3: (12, 0)}
+    for stage in (1, 3):
+        by_hand = load_scenario("two-pods", set=[f"cluster.degraded=[{{node: {4 * stage}, gpu: 0, rate: 0.1}}]"])
+        assert setting.first.step_of(wrong("nic", 0.1, stage)) == simulate(by_hand).step_time_s > step
+    assert max(times) == times[3] > 1.02 * times[1]
+
+
+def test_of_several_slow_parts_the_one_that_costs_most_sets_the_pace(monkeypatch):
+    """At 3/4 of its pace in stage 1, which costs twice as much, from 20 s on; at half in stage 0 from 40 s on: 4/3 s a step
+    in stage 0 would be 2, in stage 1 8/3."""
+    moments = {1.0: [(40.0, 0)], 2.0: [(20.0, 1)]}
+    monkeypatch.setattr(Failures, "next", lambda self: next(iter(moments[self.kind.mtbf]), (math.inf, 0)))
+    monkeypatch.setattr(Failures, "renew", lambda self, component, when: moments[self.kind.mtbf].pop(0))
+    asked = []
+
+    def step_of(state):
+        asked.append(state)
+        return max([(1 + one.place) / one.left for one in state.wrong], default=1.0)
+
+    kinds = [
+        source(float(i + 1), "gpu", 2, f"g{i}", effect="slow", to=to, repair=1e9) for i, to in enumerate((0.5, 0.75))
+    ]
+    kinds = [dataclasses.replace(kind, places=np.array([0, 1])) for kind in kinds]
+    log = play_campaign(setting(*kinds, duration=100.0, interval=1e9, step_of=step_of))
+    assert log.done == pytest.approx(20.0 + 80.0 / (8 / 3))
+    assert max(len(state.wrong) for state in asked) == 1
 
 
 @pytest.mark.parametrize(("there", "fault", "lower"), [(0.1, 0.25, 0.1), (0.5, 0.25, 0.25)])
 def test_a_link_that_is_slow_already_has_the_lower_rate(there, fault, lower):
     scenario = load_scenario("two-pods", set=[f"cluster.degraded=[{{node: 0, gpu: 0, link: nic, rate: {there}}}]"])
-    (one,) = in_state(scenario, (("nic", fault),), 0, 0).cluster.degraded
+    (one,) = in_state(scenario, wrong("nic", fault), {0: (0, 0)}).cluster.degraded
     assert (one.node, one.gpu, one.link, one.rate) == (0, 0, "nic", lower)
 
 
@@ -548,8 +594,8 @@ def test_what_is_slow_is_a_part_of_the_job():
         return simulate(strip(other)).step_time_s
 
     setting = setting_of(scenario, laid.plan, laid.cluster, step, step_time)
-    assert setting.first.step_of((("nic", 0.1),)) > step
-    assert setting.first.step_of((("gpu", 0.5),)) > setting.first.step_of((("gpu", 0.8),)) > step
+    assert setting.first.step_of(wrong("nic", 0.1)) > step
+    assert setting.first.step_of(wrong("gpu", 0.5)) > setting.first.step_of(wrong("gpu", 0.8)) > step
     assert seen[0].cluster.degraded[-1].node == 8
     assert [(group.count, group.type.gpu.pace) for group in seen[1].cluster.nodes] == [(8, 1.0), (1, 0.5), (7, 1.0)]
 
@@ -569,7 +615,6 @@ def test_what_has_no_end_is_refused(changes):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("when_short=shrink", "available yet"),
         ("faults.gpu.shape=0.001", "at least 0.1"),
         ("faults.gpu.repair_spread=1e200", "at most 5"),
         ("faults.leaf={mtbf: 9 h, effect: degrade}", "degrade is of a gpu, not of a leaf"),

@@ -26,7 +26,7 @@ FLOORS = {
     "shares": 6, "mix": 6, "site": 6, "capacity": 6, "supply": 6,
     "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
     "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6, "campaign": 6, "replicas": 6, "growth": 6,
-    "jitter": 6, "setup": 6,
+    "jitter": 6, "setup": 6, "damage": 6,
     "words": 7, "cli_collectives": 7, "cli_calibrate": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
@@ -42,6 +42,9 @@ STAIRS = [
         ("validation", "simulation"),
         ("mix", "shares"),
         ("capacity", "shares"),
+        ("campaign", "damage"),
+        ("explain", "damage"),
+        ("growth", "damage"),
         *[
             ("simulation", below)
             for below in (

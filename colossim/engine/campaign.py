@@ -21,7 +21,7 @@ import simpy
 from colossim.engine.calendar import Calendar
 from colossim.engine.log import Checkpoints, Interruption, Log
 from colossim.engine.outages import Fault, Outages
-from colossim.engine.setting import Era, Setting
+from colossim.engine.setting import Era, Setting, State, Wrong
 from colossim.errors import SimulationError
 
 Phase = Literal["checkpoint", "detection", "waiting", "restart", "growth"]
@@ -114,7 +114,7 @@ class Campaign:
                 if self._pause is not None and self._pause():
                     return self._written()
                 try:
-                    if self._stops_for_era():
+                    if self._stops():
                         yield from self._go_over()
                     else:
                         yield from self._train()
@@ -131,12 +131,13 @@ class Campaign:
         self.log.mark(self.calendar.now)
 
     def _train(self) -> Generator[simpy.Event, Any, None]:
-        """Until the next checkpoint is due, the work is done, or the job stops for an era."""
+        """Until the next checkpoint is due, the work is done, or the job stops for what is new."""
         log, era = self.log, self.era
         target = min(self.checkpoints.last.done + era.interval * (era.tokens / era.step_s), self.setting.work)
-        while log.done < target and not self._stops_for_era():
-            step = era.step_of(self.outages.state)
-            pace = era.tokens / step
+        while log.done < target and not self._stops():
+            size = self.outages.size
+            step = era.step_of(self._state())
+            pace = (era.tokens if size is None else size.tokens) / step
             began, before, done = self.calendar.now, log.done, log.done
             try:
                 yield self.calendar.timeout((target - before) / pace)
@@ -148,12 +149,25 @@ class Campaign:
                     raise
             finally:
                 spent = self.calendar.now - began
-                counted = spent if step == era.step_s else (done - before) * (era.step_s / era.tokens)
+                whole = size is None and step == era.step_s
+                counted = spent if whole else (done - before) * (era.step_s / era.tokens)
                 log.advance(done, spent, counted, self.index)
+                log.shrunk += spent if size is not None else 0.0
                 self._mark()
 
+    def _state(self) -> State:
+        """Of several slow parts of a kind, the one whose step takes longest by itself sets the pace."""
+        size = self.outages.size
+        replicas = 0 if size is None else size.replicas
+
+        def alone(wrong: Wrong) -> float:
+            return self.era.step_of(State((wrong,), replicas))
+
+        worst = (each[0] if len(each) == 1 else max(each, key=alone) for each in self.outages.slow)
+        return State(tuple(worst), replicas)
+
     def _checkpoint(self) -> Generator[simpy.Event, Any, None]:
-        if self.log.done < self.setting.work and not self._stops_for_era():
+        if self.log.done < self.setting.work and not self._stops():
             yield from self._write("checkpoint")
 
     def _write(self, phase: Phase) -> Generator[simpy.Event, Any, None]:
@@ -180,26 +194,31 @@ class Campaign:
                 self.log.spent[phase] += self.calendar.now - began
 
     # -- eras --------------------------------------------------------------------------------------------------------
+    def _stops(self) -> bool:
+        """Whether the job stops for an era that has begun, or for nodes that are back."""
+        return self._stops_for_era() or self.outages.larger
+
     def _stops_for_era(self) -> bool:
-        """Whether one has begun for which the job stops."""
         if self.begun == self.index:  # nearly always, and asked at every checkpoint
             return False
         return any(era.planned for era in self.setting.eras[self.index + 1 : self.begun + 1])
 
     def _go_over(self) -> Generator[simpy.Event, Any, None]:
-        """Writes what isn't written, stops, and starts again in the new era."""
+        """Writes what isn't written, stops, and starts again in the new era, or on more nodes."""
+        era = self._stops_for_era()
+        writing: Phase = "growth" if era else "checkpoint"
         if self.log.done > self.checkpoints.last.done:
-            yield from self._write("growth")
-        yield from self._for("growth", self.checkpoints.last.durable - self.calendar.now)
-        yield from self._until_whole()
+            yield from self._write(writing)
+        yield from self._for(writing, self.checkpoints.last.durable - self.calendar.now)
+        yield from self._until_it_fits()
         yield from self._moved()
-        yield from self._for("growth", self.era.restart)
+        yield from self._for("growth" if era else "restart", self.era.restart)
         self._mark()
 
-    def _until_whole(self) -> Generator[simpy.Event, Any, None]:
+    def _until_it_fits(self) -> Generator[simpy.Event, Any, None]:
         """Takes up what has begun, and waits until nothing that it needs is away."""
         self._take_up()
-        while self.outages.short:
+        while not self.outages.fit():
             yield from self._wait()
             self._take_up()
 
@@ -228,7 +247,7 @@ class Campaign:
                 # What was corrupt is known already.
                 known = fault.source.kind.effect == "corrupt"
                 yield from self._for("detection", 0.0 if known else fault.source.kind.detect)
-                yield from self._until_whole()
+                yield from self._until_it_fits()
                 yield from self._moved()
                 yield from self._for("restart", self.era.restart)
             except simpy.Interrupt as interrupt:

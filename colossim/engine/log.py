@@ -25,7 +25,8 @@ class Interruption:
 class Log:
     """What a campaign leaves behind. spent: s by account.  done: tokens that count; by_era: of them, in each era.
 
-    faults: of each class.  eras: (s, index) when each was taken up.  trace: (s, done) wherever the pace of progress changed.
+    shrunk: s of training with fewer replicas.  faults: of each class.  eras: (s, index) when each was taken up.
+    trace: (s, done) wherever the pace of progress changed.
     """
 
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))
@@ -35,6 +36,7 @@ class Log:
     checkpoints: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     interruptions: list[Interruption] = field(default_factory=list)
+    shrunk: float = 0.0
     eras: list[tuple[float, int]] = field(default_factory=lambda: [(0.0, 0)])
     trace: list[tuple[float, float]] = field(default_factory=list)
 

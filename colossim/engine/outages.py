@@ -11,7 +11,7 @@ from typing import Any
 from colossim.engine.calendar import Calendar
 from colossim.engine.faults import Failures, generator
 from colossim.engine.log import Log
-from colossim.engine.setting import Era, Part, Source, State
+from colossim.engine.setting import Era, Fewer, Part, Source, Wrong
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,11 @@ class Outages:
         #: The job's nodes in whose place none stands, in the order in which they went; switches that are dead.
         self.empty: deque[int] = deque()
         self.switches = 0
-        self.wrong: dict[tuple[Part, float], int] = {}
+        #: How many parts are below their rates, by kind, what is left, place, and the node if a job may do without it.
+        self.wrong: dict[tuple[Part, float, int, int | None], int] = {}
+        #: The size of a job that goes on with fewer replicas, and nodes that it leaves idle.
+        self.size: Fewer | None = None
+        self.idle: set[int] = set()
         #: When those corruptions struck that nobody has found.
         self.unfound: list[float] = []
         calendar.due |= {
@@ -61,19 +65,40 @@ class Outages:
             "switch": self._switch_back,
         }
 
-    @property
-    def short(self) -> bool:
-        """Whether something that the job can't do without is away."""
-        return bool(self.empty) or self.switches > 0
+    def fit(self) -> bool:
+        """Lays the job onto what is there; False if it has to wait."""
+        size = self._largest()
+        if self.switches or (self.empty and size is None):
+            return False
+        self.size = size
+        there = (node for node in range(self.era.nodes) if node not in self.empty)
+        self.idle = set() if size is None else set(islice(there, size.nodes, None))
+        return True
 
     @property
-    def state(self) -> State:
-        """The worst of each kind of part."""
-        worst: dict[Part, float] = {}
-        for (part, left), count in self.wrong.items():
-            if count:
-                worst[part] = min(left, worst.get(part, 1.0))
-        return tuple(sorted(worst.items()))
+    def larger(self) -> bool:
+        """Whether the job stops to take up what is back."""
+        if not self.era.regrow or self.size is None or self.switches:
+            return False
+        size = self._largest()
+        return not self.empty or (size is not None and size.replicas > self.size.replicas)
+
+    def _largest(self) -> Fewer | None:
+        """The most replicas for which there are nodes; None if all nodes are there, or too few."""
+        there = self.era.nodes - len(self.empty)
+        return next((size for size in self.era.fewer if size.nodes <= there), None) if self.empty else None
+
+    @property
+    def slow(self) -> list[list[Wrong]]:
+        """Of each kind of part that is below its rate, of nodes that aren't idle, the worst in each place."""
+        worst: dict[tuple[Part, int], float] = {}
+        for part, left, place, node in self.wrong:
+            if node not in self.idle:
+                worst[part, place] = min(left, worst.get((part, place), 1.0))
+        found: dict[Part, list[Wrong]] = {}
+        for (part, place), left in sorted(worst.items()):
+            found.setdefault(part, []).append(Wrong(part, left, place))
+        return list(found.values())
 
     # -- eras --------------------------------------------------------------------------------------------------------
     def go_over(self, era: Era) -> None:
@@ -84,7 +109,7 @@ class Outages:
         others = (node for node in reversed(range(era.nodes)) if node not in held)
         self.empty = deque([*held, *islice(others, lacking - len(held))])
         self.spares = max(0, era.spares - out)
-        self.era = era
+        self.era, self.size, self.idle = era, None, set()
         self.begin()
 
     def begin(self) -> None:
@@ -119,21 +144,25 @@ class Outages:
         if there:
             self.log.faults[name] += 1
             if kind.effect in ("degrade", "slow"):
-                self._change(source.part, kind.to, 1)
-                self.calendar.at(now + (kind.detect + repair), "repaired", source.part, kind.to)
-            elif kind.effect == "corrupt":
+                what = (source.part, kind.to, source.place_of(component), node)
+                self._change(1, *what)
+                self.calendar.at(now + (kind.detect + repair), "repaired", *what)
+            elif kind.effect == "corrupt" and node not in self.idle:
                 self.unfound.append(now)
                 self.calendar.at(now + kind.detect, "found", name, component, now, node, repair)
             else:
                 self._stop(Fault(source, component, now, node), kind.detect + repair)
         self._ask(name)
 
-    def _change(self, part: Part, left: float, count: int) -> None:
-        self.wrong[part, left] = self.wrong.get((part, left), 0) + count
+    def _change(self, count: int, part: Part, left: float, place: int, node: int | None) -> None:
+        what = (part, left, place, node)
+        self.wrong[what] = self.wrong.get(what, 0) + count
+        if not self.wrong[what]:
+            del self.wrong[what]
         self._tell(None)
 
-    def _repaired(self, part: Part, left: float) -> None:
-        self._change(part, left, -1)
+    def _repaired(self, part: Part, left: float, place: int, node: int | None) -> None:
+        self._change(-1, part, left, place, node)
 
     def _found(self, name: str, component: int, time: float, node: int | None, repair: float) -> None:
         self.unfound.remove(time)
@@ -144,11 +173,15 @@ class Outages:
         when = self.calendar.now + seconds
         if fault.node is not None:
             # A spare takes its place, or the job is short of one until some node is back.
+            idle = fault.node in self.idle
             if self.spares:
                 self.spares -= 1
             else:
                 self.empty.append(fault.node)
+                self.idle.discard(fault.node)
             self.calendar.at(when, "node")
+            if idle:
+                return
         elif fault.source.owner == "leaf":
             # Nothing stands in for a switch.
             self.switches += 1
@@ -157,7 +190,10 @@ class Outages:
 
     def _node_back(self) -> None:
         if self.empty:
-            self.empty.popleft()
+            place = self.empty.popleft()
+            if self.size is not None:
+                self.idle.add(place)
+                self._tell(None)
             self._mended()
         else:
             self.spares += 1
@@ -174,7 +210,9 @@ class Outages:
             "spares": self.spares,
             "empty": list(self.empty),
             "switches": self.switches,
-            "wrong": [[part, left, count] for (part, left), count in self.wrong.items()],
+            "wrong": [[*what, count] for what, count in self.wrong.items()],
+            "size": None if self.size is None else self.size.replicas,
+            "idle": sorted(self.idle),
             "unfound": self.unfound,
         }
 
@@ -187,5 +225,7 @@ class Outages:
         self._next = {what[0]: number for number, (_, kind, what) in self.calendar.timers().items() if kind == "fault"}
         self.spares, self.switches = state["spares"], state["switches"]
         self.empty = deque(state["empty"])
-        self.wrong = {(part, left): count for part, left, count in state["wrong"]}
+        self.wrong = {(part, left, place, node): count for part, left, place, node, count in state["wrong"]}
+        self.size = next((size for size in self.era.fewer if size.replicas == state["size"]), None)
+        self.idle = set(state["idle"])
         self.unfound = list(state["unfound"])

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from colossim.catalog.faults import Component, FaultClass
 
 Part = Literal["gpu", "nic", "nvlink"]
-#: What is wrong with the cluster while the job trains: the worst of each kind of part, and what is left of its rate.
-State = tuple[tuple[Part, float], ...]
+
+
+class Wrong(NamedTuple):
+    """A part of the cluster that runs below its rate. left: share of it.  place: where in the job, as its source numbers it."""
+
+    part: Part
+    left: float
+    place: int = 0
+
+
+class State(NamedTuple):
+    """What a step depends on beside the era: of each kind of part at most one, replicas (0: all of the job's)."""
+
+    wrong: tuple[Wrong, ...] = ()
+    replicas: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """A class of faults and the components that have them. owner: what they are of; away: whether a fault takes a node away."""
+    """A class of faults and the components that have them. owner: what they are of; away: whether a fault takes a node away.
+
+    places: (count,) where in the job each is, for what a slow one costs there; all in place 0 if absent.
+    """
 
     name: str
     kind: FaultClass
     owner: Component
     count: int
+    places: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def away(self) -> bool:
@@ -30,10 +50,23 @@ class Source:
         """The job's node that a component is in or is, of so many; None if a fault takes no node away."""
         return component * nodes // self.count if self.away else None
 
+    def place_of(self, component: int) -> int:
+        """Where in the job a component is."""
+        return 0 if self.places is None else int(self.places[component])
+
     @property
     def part(self) -> Part:
         """What runs slower, where it doesn't stop the job."""
         return "gpu" if self.kind.effect == "slow" else "nvlink" if self.name == "nvlink" else "nic"
+
+
+@dataclass(frozen=True)
+class Fewer:
+    """The job with fewer replicas than it has nodes for. nodes: that it takes; tokens: a step."""
+
+    replicas: int
+    nodes: int
+    tokens: float
 
 
 @dataclass(frozen=True)
@@ -44,7 +77,8 @@ class Era:
     step.  sources: what can fail; nodes: of the job; spares: nodes that stand by.  interval: s of training between
     checkpoints; write: s for which one blocks; durable: s from a write's start until it can be restarted from; restart: s.
     step_of: s a step in a state.  move: s that going over to it takes beyond a restart.  planned: the job writes a checkpoint
-    and stops for it at `begins`; else it is taken up at the first restart after that.
+    and stops for it at `begins`; else it is taken up at the first restart after that.  fewer: how the job goes on without a
+    spare, the most replicas first; without any it waits.  regrow: it stops for a node that is back; else a restart takes it up.
     """
 
     begins: float
@@ -60,6 +94,8 @@ class Era:
     step_of: Callable[[State], float]
     move: float = 0.0
     planned: bool = False
+    fewer: tuple[Fewer, ...] = ()
+    regrow: bool = False
 
 
 @dataclass(frozen=True)

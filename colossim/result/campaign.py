@@ -26,8 +26,8 @@ class Campaign:
     spent_s: the ledger; it adds up to wall_s.  mtbf_s: between faults that stop the job, in the mean; interval_s: between
     checkpoints, beside Young's, Daly's and the best by the exact formula, and what goodput that formula gives for it (of a
     synchronous checkpoint, spares at hand); None where nothing stops the job.  write_s: for which a checkpoint blocks;
-    restart_s: from a fault to training, in the mean.  replicas: mean and 90 % of goodput and interruptions over
-    seeds, and the mean ledger.  growth: of a cluster that changes.
+    restart_s: from a fault to training, in the mean.  fewer_replicas_s: of training with some missing.  replicas: mean and 90 %
+    of goodput and interruptions over seeds, and the mean ledger.  growth: of a cluster that changes.
     """
 
     wall_s: float
@@ -48,6 +48,7 @@ class Campaign:
     best_s: float | None
     goodput_by_formula: float | None
     replicas: dict[str, Any] | None
+    fewer_replicas_s: float
     logs: tuple[Log, ...]
     growth: Growth | None = None
 
@@ -95,6 +96,7 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, growth: G
         if stops and math.isfinite(era.interval)
         else None,
         replicas=_over_seeds(logs) if len(logs) > 1 else None,
+        fewer_replicas_s=log.shrunk,
         logs=tuple(logs),
         growth=growth,
     )

@@ -61,6 +61,8 @@ def said_campaign(campaign: Campaign) -> str:
         + "."
     )
     first = " Something" if campaign.growth is None else " At first something"
+    if campaign.fewer_replicas_s:
+        words += f" {format_time(campaign.fewer_replicas_s)} of training were with fewer replicas."
     if campaign.mtbf_s is not None:
         words += f"{first} stops the job every {format_time(campaign.mtbf_s)}."
     if campaign.best_s is not None and campaign.interval_s is not None:

@@ -18,10 +18,23 @@ def check_campaign(scenario: Scenario, report: Callable[[str, str], None]) -> No
     """All that doesn't need the layout of the job."""
     if scenario.job.batch_ramp is not None and (scenario.faults or scenario.run.duration is not None):
         report("job.batch_ramp", "weeks of a batch that grows can't be played yet: leave it out")
-    if scenario.when_short == "shrink":
-        report("when_short", "shrink isn't available yet: with wait the job stands still until a node is back")
+    _check_shrink(scenario, report)
     _check_faults(scenario, report)
     _check_checkpoint(scenario, report)
+
+
+def _check_shrink(scenario: Scenario, report: Callable[[str, str], None]) -> None:
+    if scenario.when_short != "shrink":
+        return
+    if len({group.type.gpus for group in scenario.cluster.nodes}) > 1:
+        report(
+            "when_short",
+            "shrink needs nodes with as many GPUs each: with wait the job stands still until a node is back",
+        )
+    if scenario.job.balance == "speed" or scenario.job.groups:
+        report(
+            "when_short", "shrink needs replicas that are alike: with wait the job stands still until a node is back"
+        )
 
 
 def _check_faults(scenario: Scenario, report: Callable[[str, str], None]) -> None:

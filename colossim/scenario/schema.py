@@ -159,6 +159,15 @@ class Scenario(Facts):
     jitter: Jitter | None = Field(
         default=None, description="how GPUs differ from each other, and kernels from time to time"
     )
+    regrow: Literal["at restart", "at once"] = Field(
+        default="at restart",
+        description="when a job that has shrunk takes up nodes that are back: when it restarts anyway, or stopping for them",
+    )
+    short_batch: Literal["smaller", "same"] = Field(
+        default="smaller",
+        description="global batch of a job that has shrunk: as many micro-batches a replica as before, or the same where"
+        " fewer replicas divide it",
+    )
     events: tuple[Event, ...] = Field(default=(), description="the cluster over time, in its order")
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
