@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from colossim.bookmark import Bookmark
 from colossim.errors import SimulationError
+from colossim.growth import Known
 from colossim.jobs import simulate_jobs
+from colossim.layout import Progress
 from colossim.offered import offer
 from colossim.result.jobs import JobsResult
 from colossim.result.row import Row
 from colossim.result.write import forget_empty, prepare_out, whole, write, write_summary
 from colossim.scenario.variants import Variant
-from colossim.simulation import Progress, simulate
+from colossim.simulation import simulate
 
 
 def play_all(
@@ -27,14 +30,16 @@ def play_all(
     progress: Progress | None = None,
     replicas: int = 1,
     workers: int = 1,
+    bookmark: Bookmark | None = None,
 ) -> list[Row]:
     """Plays each variant. One of several that cannot be played is a row that says why; a single one raises.
 
     out: folder for files; several variants write into folders of their own below it.  replicas, workers: of a campaign's
-    seeds. Raises ScenarioError if a folder
-    can't be used (before anything is played), SimulationError if the only variant can't be played.
+    seeds; bookmark: where campaigns are kept as they go. Raises ScenarioError if a folder can't be used (before anything is
+    played), SimulationError if the only variant can't be played.
     """
     several = len(variants) > 1
+    known = Known()
     names = _folders([variant.label for variant in variants])
     folders = [None if out is None else out / name if several else out for name in names]
     new = [folder for folder in (*folders, out) if folder is not None and not os.path.exists(folder)]
@@ -57,7 +62,8 @@ def play_all(
                     write_summary(fabric, folder)
                 continue
             try:
-                result = simulate(variant.scenario, tell, replicas=replicas, workers=workers)
+                shelf = None if bookmark is None else bookmark.shelf(i)
+                result = simulate(variant.scenario, tell, replicas=replicas, workers=workers, shelf=shelf, known=known)
             except SimulationError as error:
                 if not several:
                     raise

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from colossim.cluster import Cluster
-from colossim.engine.campaign import Log, Part, Setting, Source, State, play_campaign
+from colossim.engine.setting import Era, Part, Setting, Source, State
 from colossim.errors import Problem, ScenarioError, SimulationError
-from colossim.processes import processes
 from colossim.reliability import best_interval
-from colossim.scenario.campaign import Checkpoint
+from colossim.scenario.campaign import Checkpoint, Storage
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.job import JobSpec
 from colossim.scenario.plan import Plan
@@ -31,7 +28,7 @@ StepTime = Callable[[Scenario], float]
 
 def is_campaign(scenario: Scenario) -> bool:
     """Whether more than steps is asked for."""
-    return scenario.run.duration is not None or scenario.faults is not None
+    return scenario.run.duration is not None or scenario.faults is not None or bool(scenario.events)
 
 
 def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source, ...]:
@@ -68,20 +65,26 @@ def spares_of(scenario: Scenario, plan: Plan) -> int:
 
 def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Setting:
     """What a campaign of the scenario is played with. Raises ScenarioError (located), SimulationError if it has no end."""
-    sources = sources_of(scenario, plan, cluster)
-    run, checkpoint = scenario.run, scenario.checkpoint
+    run = scenario.run
+    era = era_of(scenario, plan, cluster, step_s, step_time)
     duration = float("inf") if run.duration is None else run.duration
     work = float("inf")
     if run.duration is None and (scenario.job.tokens is None or scenario.written("run.steps")):
-        work = run.steps * step_s
+        work = run.steps * era.tokens
     if scenario.job.tokens is not None:
-        tokens = scenario.job.global_batch * scenario.job.sequence_length
-        work = min(work, np.ceil(scenario.job.tokens / tokens) * step_s)
+        work = min(work, float(np.ceil(scenario.job.tokens / era.tokens)) * era.tokens)
+    _check_events(min(duration, work * step_s / era.tokens), era)
+    return Setting(duration, work, run.seed, (era,))
+
+
+def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Era:
+    """The job as it stands on a cluster, from the start on. step_s: of the whole cluster. Raises ScenarioError (located)."""
+    sources = sources_of(scenario, plan, cluster)
+    checkpoint, nodes = scenario.checkpoint, nodes_of(plan, cluster)
     interval, write, durable, restart = float("inf"), 0.0, 0.0, 0.0
     if checkpoint is not None:
-        interval, write, durable = times_of(scenario, checkpoint, nodes_of(plan, cluster), mtbf_of(sources))
+        interval, write, durable = times_of(scenario, checkpoint, nodes, mtbf_of(sources))
         restart = checkpoint.restart
-    spare = spares_of(scenario, plan)
     known: dict[State, float] = {(): step_s}
 
     def step_of(state: State) -> float:
@@ -91,14 +94,30 @@ def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, 
             known[state] = max(step_s, *(step_time(in_state(scenario, state, *place)) for place in places))
         return known[state]
 
-    _check_events(min(duration, work), interval, sources)
-    nodes = nodes_of(plan, cluster)
-    return Setting(step_s, duration, work, sources, interval, write, durable, restart, spare, nodes, run.seed, step_of)
+    return Era(
+        begins=0.0,
+        step_s=step_s,
+        tokens=float(scenario.job.global_batch * scenario.job.sequence_length),
+        sources=sources,
+        nodes=nodes,
+        spares=spares_of(scenario, plan),
+        interval=interval,
+        write=write,
+        durable=durable,
+        restart=restart,
+        step_of=step_of,
+    )
 
 
 def checkpoint_bytes(job: JobSpec) -> float:
     """What a checkpoint holds: of each parameter its 16-bit weight and its optimizer state, once for all replicas."""
     return (2.0 + job.software.optimizer_bytes) * parameters(job.model)
+
+
+def storage_time(storage: Storage, size: float, nodes: int) -> float:
+    """s that so many bytes take to the storage or back, each node its share."""
+    ways = ((storage.node, nodes), (storage.total, 1))
+    return size / min(rate * many for rate, many in ways if rate is not None)
 
 
 def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float) -> tuple[float, float, float]:
@@ -108,9 +127,7 @@ def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float
     """
     stored = None
     if checkpoint.storage is not None:
-        size = checkpoint_bytes(scenario.job)
-        ways = ((checkpoint.storage.node, nodes), (checkpoint.storage.total, 1))
-        stored = size / min(rate * many for rate, many in ways if rate is not None)
+        stored = storage_time(checkpoint.storage, checkpoint_bytes(scenario.job), nodes)
     write = checkpoint.write if checkpoint.write is not None else stored
     assert write is not None, "a rule says so"
     interval = checkpoint.interval
@@ -126,9 +143,9 @@ def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float
     return interval, write, durable
 
 
-def _check_events(seconds: float, interval: float, sources: tuple[Source, ...]) -> None:
+def _check_events(seconds: float, era: Era) -> None:
     """Raises SimulationError if checkpoints and faults are too many to be played."""
-    events = seconds / interval + sum(seconds * source.count / source.kind.mtbf for source in sources)
+    events = seconds / era.interval + sum(seconds * source.count / source.kind.mtbf for source in era.sources)
     if events > MOST_EVENTS:
         raise SimulationError(
             f"{events:,.3g} checkpoints and faults in {format_time(seconds)} are more than can be played: at most"
@@ -179,32 +196,3 @@ def _with_slow(groups: tuple[NodeGroup, ...], node: int, pace: float) -> tuple[N
         parts = ((group.type, place), (slow, 1), (group.type, group.count - place - 1))
         found += [NodeGroup.model_construct(type=kind, count=count) for kind, count in parts if count]
     return tuple(found)
-
-
-def play_replicas(setting: Setting, replicas: int, workers: int = 1) -> list[Log]:
-    """Campaigns of so many seeds, from the setting's on. What is returned doesn't depend on the number of workers."""
-    settings = [replace(setting, seed=setting.seed + i) for i in range(replicas)]
-    if min(workers, replicas) <= 1:
-        return [play_campaign(one) for one in settings]
-    # What a worker can't be sent is played before: the states that faults can lead to.
-    states = _states(setting)
-    known = {state: setting.step_of(state) for state in states}
-    settings = [replace(one, step_of=partial(_look_up, known)) for one in settings]
-    with processes(workers) as pool:
-        return list(pool.map(play_campaign, settings, chunksize=max(1, replicas // (4 * workers))))
-
-
-def _look_up(known: dict[State, float], state: State) -> float:
-    return known[state]
-
-
-def _states(setting: Setting) -> list[State]:
-    """All states that faults can lead to: of each kind of part none, or one of its degrees."""
-    degrees: dict[Part, set[float]] = {}
-    for source in setting.sources:
-        if source.kind.effect in ("degrade", "slow"):
-            degrees.setdefault(source.part, set()).add(source.kind.to)
-    found: list[State] = [()]
-    for part in sorted(degrees):
-        found += [tuple(sorted((*state, (part, left)))) for state in found for left in sorted(degrees[part])]
-    return found

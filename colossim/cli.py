@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -148,6 +149,13 @@ commands.add_command(calibrate)
     "--replicas", type=click.IntRange(1), default=1, metavar="N", help="Seeds of a campaign; mean and 90 % are told."
 )
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes for them; all cores when absent.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep a campaign there as it goes.",
+)
+@click.option("--resume", is_flag=True, help="Go on from --checkpoint's file.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(
     scenario: str,
@@ -159,10 +167,13 @@ def run(
     no_plots: bool,
     replicas: int,
     workers: int | None,
+    checkpoint: Path | None,
+    resume: bool,
     quiet: bool,
 ) -> int:
     """Plays SCENARIO (a file, or the name of one that ships) and shows the result."""
     from colossim.batch import play_all
+    from colossim.bookmark import bookmarked
     from colossim.campaign import is_campaign
     from colossim.errors import Problem, ScenarioError
     from colossim.result.summary import show_measured, show_rows
@@ -172,9 +183,15 @@ def run(
     if replicas > 1 and not any(is_campaign(variant.scenario) for variant in variants):
         message = "seeds are a campaign's: write `faults` or `run.duration`, or leave it out"
         raise ScenarioError([Problem("--replicas", message)])
+    if resume and checkpoint is None:
+        raise click.UsageError("--resume goes on from the file of --checkpoint: name it")
+    if checkpoint is not None and not any(is_campaign(variant.scenario) for variant in variants):
+        message = "keeps campaigns: write `faults` or `run.duration`, or leave it out"
+        raise ScenarioError([Problem("--checkpoint", message)])
     if variants[0].scenario.jobs:
         return _run_jobs(variants, out, force, as_json, quiet)
-    with progress(quiet) as tell:
+    keeping = partial(bookmarked, checkpoint, variants, replicas, resume=resume, force=force)
+    with keeping(tell=partial(click.echo, err=True)) as bookmark, progress(quiet) as tell:
         rows = play_all(
             variants,
             out=out,
@@ -183,6 +200,7 @@ def run(
             progress=tell,
             replicas=replicas,
             workers=workers or os.cpu_count() or 1,
+            bookmark=bookmark,
         )
     only = rows[0].played if len(rows) == 1 else None
     if as_json and only is not None:

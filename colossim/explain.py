@@ -15,6 +15,7 @@ from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
 from colossim.cluster.variation import paces_of, slow_gpus
 from colossim.jobs import stand
+from colossim.layout import LaidOut, lay_out
 from colossim.mix import silent_shares, told_shares
 from colossim.reliability import best_interval
 from colossim.result.summary import said_share
@@ -23,8 +24,8 @@ from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec
 from colossim.scenario.power import limits
 from colossim.scenario.schema import Scenario, TrafficSpec
+from colossim.scenario.stretch import Stretch, at_first, stretches_of
 from colossim.shares import Shares
-from colossim.simulation import LaidOut, lay_out
 from colossim.traffic import Traffic, describe
 from colossim.units import format_count, format_power, format_rate, format_share, format_size, format_time
 from colossim.workload.memory import Memory
@@ -48,25 +49,30 @@ def explain(scenario: Scenario) -> dict[str, Section]:
             own = _sections(scenario.alone(i), standing.laid)
             sections |= {title if title == "cluster" else f"{standing.name}: {title}": own[title] for title in own}
         return sections
-    return _sections(scenario, lay_out(scenario, must_fit=False))
+    return _sections(scenario, lay_out(at_first(scenario), must_fit=False))
 
 
 def _sections(scenario: Scenario, laid: LaidOut) -> dict[str, Section]:
     """One job's."""
+    stretches = stretches_of(scenario) if scenario.events else []
+    here = stretches[0].scenario if stretches else scenario
     plan, cluster, traffic = laid.plan, laid.cluster, laid.traffic
     sections = {
-        "cluster": _cluster(scenario, cluster, traffic),
-        "job": _job(scenario.job, plan, told_shares(cluster, laid.shares)),
-        "memory a GPU": _memory(scenario, laid),
+        "cluster": _cluster(here, cluster, traffic),
+        "job": _job(here.job, plan, told_shares(cluster, laid.shares)),
+        "memory a GPU": _memory(here, laid),
         "who talks over what": {c.name: describe(c, cluster, plan.world) for c in traffic.channels},
     }
     if scenario.jitter is not None:
         sections["jitter"] = _jitter(scenario.jitter, scenario, plan, cluster)
     if is_campaign(scenario):
-        sections["weeks"] = _weeks(scenario, plan, cluster)
+        sections["weeks"] = _weeks(here, plan, cluster)
+    if scenario.events:
+        sections["events"] = _events(stretches)
     if scenario.traffic is not None:
         sections["traffic"] = _offered(scenario.traffic)
     notes = [*no_effects(scenario, plan), *advice(scenario, plan), *silent_shares(scenario.job, cluster, laid.shares)]
+    notes += [note for one in stretches for note in one.notes]
     if notes:
         sections["notes"] = {str(i + 1): note for i, note in enumerate(notes)}
     return sections
@@ -147,6 +153,32 @@ def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
         )
     section["spares"] = f"{spares_of(scenario, plan):,} nodes"
     return section
+
+
+def _events(stretches: Sequence[Stretch]) -> Section:
+    section: Section = {}
+    for i, one in enumerate(stretches):
+        when = format_time(one.begins)
+        section[f"{when} ({i})" if when in section else when] = _stretch(one)
+    return section
+
+
+def _stretch(stretch: Stretch) -> str:
+    """What the job stands on from a moment on, and what it does to get there."""
+    plan, job = stretch.plan, stretch.scenario.job
+    words = [stretch.what]
+    if stretch.gate:
+        words.append(stretch.gate)
+    if stretch.same:
+        words.append("the job stays as it is")
+    else:
+        words.append(
+            f"{plan.world:,} of {plan.gpus:,} GPUs in {plan.data:,} replicas, {job.global_batch:,} sequences a step"
+        )
+        if stretch.begins > 0:
+            words.append("it stops for that" if stretch.planned else "from its next restart on")
+    spares = sum(count for _, count in plan.spares)
+    return "; ".join([*words, f"{spares:,} nodes stand by"])
 
 
 def _offered(traffic: TrafficSpec) -> Section:

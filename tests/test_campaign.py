@@ -17,10 +17,14 @@ from rich.console import Console
 
 from colossim.campaign import in_state, setting_of, times_of
 from colossim.catalog.faults import FaultClass
-from colossim.engine.campaign import Log, Setting, Source, play_campaign
-from colossim.engine.faults import Failures, generator
+from colossim.draws import generator
+from colossim.engine.campaign import play_campaign
+from colossim.engine.faults import Failures
+from colossim.engine.log import Log
+from colossim.engine.setting import Era, Setting, Source
 from colossim.errors import ScenarioError, SimulationError
 from colossim.explain import explain
+from colossim.layout import prepare
 from colossim.plot import goodput, interval, lost_time
 from colossim.reliability import best_interval, daly, ettr, wall_over_work, young
 from colossim.result.ledger import said_campaign, table_of
@@ -28,7 +32,7 @@ from colossim.result.write import write
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenario_path
-from colossim.simulation import prepare, simulate
+from colossim.simulation import simulate
 from colossim.units import format_time
 from colossim.workload import transformer
 
@@ -57,11 +61,13 @@ def source(mtbf, owner="job", count=1, name="software", **facts):
 
 def setting(*sources, **changes):
     """A step a second, forever; a checkpoint of 10 s every 100 s of training, 50 s of restart, no spares."""
-    base = Setting(
-        step_s=1.0, duration=math.inf, work=math.inf, sources=sources, interval=100.0, write=10.0, durable=0.0, restart=50.0,
-        spares=0, nodes=1, seed=0, step_of=lambda state: 1.0 / math.prod(left for _, left in state),
+    base = Era(
+        begins=0.0, step_s=1.0, tokens=1.0, sources=sources, nodes=1, spares=0, interval=100.0, write=10.0, durable=0.0,
+        restart=50.0, step_of=lambda state: 1.0 / math.prod(left for _, left in state),
     )  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    whole = {"duration": math.inf, "work": math.inf, "seed": 0}
+    whole |= {name: changes.pop(name) for name in list(changes) if name in whole}
+    return Setting(**whole, eras=(dataclasses.replace(base, **changes),))
 
 
 def at(monkeypatch, *times):
@@ -310,10 +316,10 @@ def test_a_degraded_link_takes_what_a_step_takes_with_it(played):
     setup = prepare(scenario).laid
     step = played.step_time_s
     setting = setting_of(scenario, setup.plan, setup.cluster, step, lambda other: simulate(strip(other)).step_time_s)
-    slower = setting.step_of((("nic", 0.25),))
+    slower = setting.first.step_of((("nic", 0.25),))
     by_hand = load_scenario("two-pods", set=["cluster.degraded=[{node: 0, gpu: 0, link: nic, rate: 0.25}]"])
     assert slower == simulate(by_hand).step_time_s > step
-    assert setting.step_of((("gpu", 0.5),)) > step
+    assert setting.first.step_of((("gpu", 0.5),)) > step
 
 
 def strip(scenario):
@@ -521,7 +527,7 @@ def test_a_slow_gpu_is_of_the_type_that_it_slows_most(order):
     laid = prepare(scenario).laid
     step = simulate(strip(scenario)).step_time_s
     setting = setting_of(scenario, laid.plan, laid.cluster, step, lambda other: simulate(strip(other)).step_time_s)
-    assert setting.step_of((("gpu", 0.5),)) > 1.3 * step
+    assert setting.first.step_of((("gpu", 0.5),)) > 1.3 * step
 
 
 @pytest.mark.parametrize(("there", "fault", "lower"), [(0.1, 0.25, 0.1), (0.5, 0.25, 0.25)])
@@ -544,8 +550,8 @@ def test_what_is_slow_is_a_part_of_the_job():
         return simulate(strip(other)).step_time_s
 
     setting = setting_of(scenario, laid.plan, laid.cluster, step, step_time)
-    assert setting.step_of((("nic", 0.1),)) > step
-    assert setting.step_of((("gpu", 0.5),)) > setting.step_of((("gpu", 0.8),)) > step
+    assert setting.first.step_of((("nic", 0.1),)) > step
+    assert setting.first.step_of((("gpu", 0.5),)) > setting.first.step_of((("gpu", 0.8),)) > step
     assert seen[0].cluster.degraded[-1].node == 8
     assert [(group.count, group.type.gpu.pace) for group in seen[1].cluster.nodes] == [(8, 1.0), (1, 0.5), (7, 1.0)]
 

@@ -17,10 +17,11 @@ from colossim.engine.lateness import Lateness, Stretch
 from colossim.engine.seats import Seating, Seats
 from colossim.engine.trace import Played
 from colossim.errors import ScenarioError, SimulationError
+from colossim.layout import compile_setup, folded, lay_out, prepare
 from colossim.legs import KERNEL, WAIT, Part, Segment
 from colossim.scenario.jitter import Jitter, Slow
 from colossim.scenario.reader import load_scenario
-from colossim.simulation import compile_setup, folded, lay_out, play_step, play_steps, prepare, simulate
+from colossim.simulation import play_step, play_steps, simulate
 
 SLOW = "jitter={slow: {share: 5 %, factor: 1.1}}"
 ALL = "jitter={kernel: 1.5 %, gpu: 0.5 %, slow: {share: 5 %, factor: 1.1}}"

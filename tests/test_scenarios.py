@@ -64,6 +64,7 @@ LONG = {
     *(f"colossus-200k-long: {case}" for case in ("equal", "speed", "settings")),
     "million-gpus",
     *(key for key in VARIANTS if key.startswith(("korthikanti-2022: 530B", "korthikanti-2022: 1T"))),
+    *(key for key in VARIANTS if key.startswith("colossus-expansion")),
 }
 
 

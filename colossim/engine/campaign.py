@@ -6,122 +6,27 @@ A job is always in one of a few phases, each with an account of its own, so that
       |____________________________________|
         work since the last checkpoint that can be restarted from is lost
 
-Progress is counted in seconds of the step time of the whole cluster; slower states take longer for as much.
+Progress is counted in tokens, and in seconds of the step time of the whole cluster; slower states take longer for as much.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import json
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import astuple
 from typing import Any, Literal, cast
 
 import simpy
 
-from colossim.catalog.faults import Component, FaultClass
-from colossim.engine.faults import Failures, generator
+from colossim.engine.calendar import Calendar
+from colossim.engine.log import Checkpoints, Interruption, Log
+from colossim.engine.outages import Fault, Outages
+from colossim.engine.setting import Era, Setting
 from colossim.errors import SimulationError
 
-Phase = Literal["checkpoint", "detection", "waiting", "restart"]
-#: Accounts of the ledger: s of wall time each, in the order in which they are told.
-ACCOUNTS = ("productive", "lost_work", "checkpoint", "detection", "restart", "waiting", "degraded")
+Phase = Literal["checkpoint", "detection", "waiting", "restart", "growth"]
 #: Restarts in a row without a checkpoint in between, after which a campaign is given up.
 MOST_TRIES = 10_000
-Part = Literal["gpu", "nic", "nvlink"]
-#: What is wrong with the cluster while the job trains: the worst of each kind of part, and what is left of its rate.
-State = tuple[tuple[Part, float], ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A class of faults and the components that have them. owner: what they are of; away: whether a fault takes a node away."""
-
-    name: str
-    kind: FaultClass
-    owner: Component
-    count: int
-
-    @property
-    def away(self) -> bool:
-        return self.owner in ("gpu", "node")
-
-    def node_of(self, component: int, nodes: int) -> int | None:
-        """The job's node that a component is in or is, of so many; None if a fault takes no node away."""
-        return component * nodes // self.count if self.away else None
-
-    @property
-    def part(self) -> Part:
-        """What runs slower, where it doesn't stop the job."""
-        return "gpu" if self.kind.effect == "slow" else "nvlink" if self.name == "nvlink" else "nic"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A campaign. step_s: of the whole cluster.  duration: s of wall time; work: s of training after which it is done.
-
-    interval, write, durable, restart: s; durable: from a write's start until it can be restarted from.  spares: nodes
-    that stand by; nodes: of the job.  step_of: s a step in a state.
-    """
-
-    step_s: float
-    duration: float
-    work: float
-    sources: tuple[Source, ...]
-    interval: float
-    write: float
-    durable: float
-    restart: float
-    spares: int
-    nodes: int
-    seed: int
-    step_of: Callable[[State], float]
-
-
-@dataclass(frozen=True)
-class Interruption:
-    """A fault that stopped the job. time, lost, restart: s; restart: until it trained again, detection and waiting included."""
-
-    time: float
-    cause: str
-    component: str
-    lost: float
-    restart: float
-
-
-@dataclass
-class Log:
-    """What a campaign leaves behind. spent: s by account.  done: s of training that count.  faults: of each class.
-
-    trace: (s, done) wherever the pace of progress changed.
-    """
-
-    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))
-    wall: float = 0.0
-    done: float = 0.0
-    checkpoints: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
-    interruptions: list[Interruption] = field(default_factory=list)
-    trace: list[tuple[float, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Fault:
-    source: Source
-    component: int
-    time: float
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """A checkpoint. done: of progress; began, durable: s, when its write began and when it can be restarted from.
-
-    degraded: s that slower running had cost until then.
-    """
-
-    done: float = 0.0
-    began: float = 0.0
-    durable: float = 0.0
-    degraded: float = 0.0
 
 
 class _Over(Exception):
@@ -136,187 +41,183 @@ def _unless_over(interrupt: simpy.Interrupt) -> None:
 
 def play_campaign(setting: Setting) -> Log:
     """Plays a campaign. Raises SimulationError if restarts follow each other without progress."""
-    return _Campaign(setting).play()
+    campaign = Campaign(setting)
+    campaign.play()
+    return campaign.log
 
 
-class _Campaign:
-    def __init__(self, setting: Setting) -> None:
+class Campaign:
+    """A campaign as it goes. text: where another stopped (`play`), from where this one goes on to the same log."""
+
+    def __init__(self, setting: Setting, text: str | None = None) -> None:
+        state = None if text is None else json.loads(text)
         self.setting = setting
-        self.env = simpy.Environment()
-        self.log = Log(faults={source.name: 0 for source in setting.sources})
-        self.done = 0.0
-        self.saved = [_Saved()]
-        self.spares = setting.spares
-        #: The job's nodes in whose place none stands, in the order in which they went; switches that are dead.
-        self.empty: deque[int] = deque()
-        self.switches = 0
-        self.mended = self.env.event()
-        self.wrong: dict[tuple[Part, float], int] = {}
-        self.tries = 0
-
-    def play(self) -> Log:
-        self.job = self.env.process(self._job())
-        for source in self.setting.sources:
-            failures = Failures(source.kind, source.count, generator(self.setting.seed, source.name))
-            self.env.process(self._fail(source, failures))
-        self.env.process(self._end())
-        self.env.run(self.job)
-        self.log.wall, self.log.done = self.env.now, self.done
-        return self.log
-
-    # -- faults ------------------------------------------------------------------------------------------------------
-    def _fail(self, source: Source, failures: Failures) -> Generator[simpy.Event, Any, None]:
-        while True:
-            when, component = failures.next()
-            yield self.env.timeout(max(0.0, when - self.env.now))
-            there = source.node_of(component, self.setting.nodes) not in self.empty
-            repair = failures.repair() if there else 0.0
-            # Another takes the place of what goes away, and what concerns the job as a whole is gone with the restart.
-            stays = source.owner == "leaf" or source.kind.effect in ("degrade", "slow")
-            failures.renew(component, self.env.now + (source.kind.detect + repair if stays else 0.0))
-            if there:
-                self.log.faults[source.name] += 1
-                self._strike(_Fault(source, component, self.env.now), repair)
-
-    def _strike(self, fault: _Fault, repair: float) -> None:
-        kind = fault.source.kind
-        if kind.effect in ("degrade", "slow"):
-            self.env.process(self._hampered((fault.source.part, kind.to), kind.detect + repair))
-        elif kind.effect == "corrupt":
-            self.env.process(self._corrupted(fault, repair))
+        self.calendar = Calendar(0.0 if state is None else state["now"])
+        #: Of the era that the job is in, and of the last whose parts are there.
+        self.index: int = 0 if state is None else state["index"]
+        self.begun: int = 0 if state is None else state["begun"]
+        count = len(setting.eras)
+        self.log = Log(by_era=[0.0] * count) if state is None else Log.from_plain(state["log"])
+        self.checkpoints = Checkpoints(count, () if state is None else state["checkpoints"])
+        self.tries = 0 if state is None else state["tries"]
+        #: s that going over to the era still takes.
+        self.move = 0.0 if state is None else state["move"]
+        self.mended = self.calendar.event()
+        self.outages = Outages(self.calendar, self.era, setting.seed, self.log, self._tell, self._mend)
+        self.calendar.due |= {"era": self._era_begins, "end": self._end}
+        if state is None:
+            self._mark()
+            self.outages.begin()
+            for index, era in enumerate(setting.eras[1:], 1):
+                self.calendar.at(era.begins, "era", index)
+            self.calendar.at(setting.duration, "end")
         else:
-            self._stop(fault, kind.detect + repair)
+            self.calendar.set_again(state["timers"])
+            self.outages.from_plain(state["outages"], setting.eras[: self.index + 1])
 
-    def _stop(self, fault: _Fault, seconds: float) -> None:
-        """seconds: until what failed is back."""
-        node = fault.source.node_of(fault.component, self.setting.nodes)
-        if node is not None:
-            self.env.process(self._away(node, seconds))
-        elif fault.source.owner == "leaf":
-            self.env.process(self._switch(seconds))
-        self._tell(fault)
+    @property
+    def era(self) -> Era:
+        """The one that the job is in."""
+        return self.setting.eras[self.index]
 
-    def _hampered(self, what: tuple[Part, float], seconds: float) -> Generator[simpy.Event, Any, None]:
-        self.wrong[what] = self.wrong.get(what, 0) + 1
+    def play(self, pause: Callable[[], bool] | None = None) -> str | None:
+        """Plays until it is over, and returns None; or until `pause`, asked now and then, says so, and returns where it is."""
+        self._pause = pause
+        self.job = self.calendar.process(self._job())
+        found: str | None = self.calendar.run(self.job)
+        self.log.wall = self.calendar.now
+        return found
+
+    # -- what the job is told ----------------------------------------------------------------------------------------
+    def _era_begins(self, index: int) -> None:
+        self.begun = index
         self._tell(None)
-        yield self.env.timeout(seconds)
-        self.wrong[what] -= 1
-        self._tell(None)
-
-    def _corrupted(self, fault: _Fault, repair: float) -> Generator[simpy.Event, Any, None]:
-        yield self.env.timeout(fault.source.kind.detect)
-        self._stop(fault, repair)
-
-    def _away(self, node: int, seconds: float) -> Generator[simpy.Event, Any, None]:
-        """A node is out; a spare takes its place, or the job is short of one until some node is back."""
-        if self.spares:
-            self.spares -= 1
-        else:
-            self.empty.append(node)
-        yield self.env.timeout(seconds)
-        if self.empty:
-            self.empty.popleft()
-            self._mend()
-        else:
-            self.spares += 1
-
-    def _switch(self, seconds: float) -> Generator[simpy.Event, Any, None]:
-        """Nothing stands in for a switch: the job waits for it."""
-        self.switches += 1
-        yield self.env.timeout(seconds)
-        self.switches -= 1
         self._mend()
 
-    def _mend(self) -> None:
-        self.mended.succeed()
-        self.mended = self.env.event()
+    def _end(self) -> None:
+        self._tell(_Over())
 
-    def _end(self) -> Generator[simpy.Event, Any, None]:
-        yield self.env.timeout(self.setting.duration)
-        if self.job.is_alive:
-            self.job.interrupt(_Over())
-
-    def _tell(self, what: _Fault | None) -> None:
-        """Interrupts the job: by a fault, or because its pace has changed."""
+    def _tell(self, what: Fault | _Over | None) -> None:
+        """Interrupts the job: by a fault, at the end, or because its pace has changed or an era begun."""
         if self.job.is_alive:
             self.job.interrupt(what)
 
+    def _mend(self) -> None:
+        self.mended.succeed()
+        self.mended = self.calendar.event()
+
     # -- the job -----------------------------------------------------------------------------------------------------
-    def _job(self) -> Generator[simpy.Event, Any, None]:
-        self._mark()
+    def _job(self) -> Generator[simpy.Event, Any, str | None]:
+        """Where the loop begins nothing but timers is under way: there it can be written down, which is what it returns."""
         try:
-            while self.done < self.setting.work:
+            while self.log.done < self.setting.work:
+                if self._pause is not None and self._pause():
+                    return self._written()
                 try:
-                    yield from self._train()
-                    yield from self._checkpoint()
+                    if self._stops_for_era():
+                        yield from self._go_over()
+                    else:
+                        yield from self._train()
+                        yield from self._checkpoint()
                 except simpy.Interrupt as interrupt:
-                    if isinstance(interrupt.cause, _Fault):
+                    if isinstance(interrupt.cause, Fault):
                         yield from self._recover(interrupt.cause)
         except _Over:
             pass
         self._mark()
+        return None
 
     def _mark(self) -> None:
-        self.log.trace.append((self.env.now, self.done))
+        self.log.mark(self.calendar.now)
 
     def _train(self) -> Generator[simpy.Event, Any, None]:
-        """Until the next checkpoint is due, or the work is done."""
-        target = min(self.saved[-1].done + self.setting.interval, self.setting.work)
-        while self.done < target:
-            pace = self.setting.step_s / self.setting.step_of(self.state)
-            began, before = self.env.now, self.done
+        """Until the next checkpoint is due, the work is done, or the job stops for an era."""
+        log, era = self.log, self.era
+        target = min(self.checkpoints.last.done + era.interval * (era.tokens / era.step_s), self.setting.work)
+        while log.done < target and not self._stops_for_era():
+            step = era.step_of(self.outages.state)
+            pace = era.tokens / step
+            began, before, done = self.calendar.now, log.done, log.done
             try:
-                yield self.env.timeout((target - before) / pace)
-                self.done = target
+                yield self.calendar.timeout((target - before) / pace)
+                done = target
             except simpy.Interrupt as interrupt:
-                self.done = before + (self.env.now - began) * pace
+                done = before + (self.calendar.now - began) * pace
                 _unless_over(interrupt)
                 if interrupt.cause is not None:
                     raise
             finally:
-                spent = self.env.now - began
-                gained = spent if pace == 1.0 else self.done - before
-                self.log.spent["productive"] += gained
-                self.log.spent["degraded"] += spent - gained
+                spent = self.calendar.now - began
+                counted = spent if step == era.step_s else (done - before) * (era.step_s / era.tokens)
+                log.advance(done, spent, counted, self.index)
                 self._mark()
 
-    @property
-    def state(self) -> State:
-        """The worst of each kind of part."""
-        worst: dict[Part, float] = {}
-        for (part, left), count in self.wrong.items():
-            if count:
-                worst[part] = min(left, worst.get(part, 1.0))
-        return tuple(sorted(worst.items()))
-
     def _checkpoint(self) -> Generator[simpy.Event, Any, None]:
-        if self.done >= self.setting.work:
-            return
-        began = self.env.now
-        yield from self._for("checkpoint", self.setting.write)
-        durable = max(self.env.now, began + self.setting.durable)
-        self.saved.append(_Saved(self.done, began, durable, self.log.spent["degraded"]))
-        self.log.checkpoints += 1
+        if self.log.done < self.setting.work and not self._stops_for_era():
+            yield from self._write("checkpoint")
+
+    def _write(self, phase: Phase) -> Generator[simpy.Event, Any, None]:
+        began = self.calendar.now
+        yield from self._for(phase, self.era.write)
+        now = self.calendar.now
+        self.checkpoints.forget(now, min(self.outages.unfound, default=now))
+        self.checkpoints.add(self.log, began, max(now, began + self.era.durable))
         self.tries = 0
 
     def _for(self, phase: Phase, seconds: float) -> Generator[simpy.Event, Any, None]:
         """So long in a phase; what only changes the pace doesn't end it. Raises the Interrupt of a fault."""
-        end = self.env.now + seconds
+        end = self.calendar.now + seconds
         while True:
-            began = self.env.now
+            began = self.calendar.now
             try:
-                yield self.env.timeout(max(0.0, end - began))
+                yield self.calendar.timeout(max(0.0, end - began))
                 return
             except simpy.Interrupt as interrupt:
                 _unless_over(interrupt)
                 if interrupt.cause is not None:
                     raise
             finally:
-                self.log.spent[phase] += self.env.now - began
+                self.log.spent[phase] += self.calendar.now - began
 
-    def _recover(self, fault: _Fault) -> Generator[simpy.Event, Any, None]:
+    # -- eras --------------------------------------------------------------------------------------------------------
+    def _stops_for_era(self) -> bool:
+        """Whether one has begun for which the job stops."""
+        return any(era.planned for era in self.setting.eras[self.index + 1 : self.begun + 1])
+
+    def _go_over(self) -> Generator[simpy.Event, Any, None]:
+        """Writes what isn't written, stops, and starts again in the new era."""
+        if self.log.done > self.checkpoints.last.done:
+            yield from self._write("growth")
+        yield from self._for("growth", self.checkpoints.last.durable - self.calendar.now)
+        yield from self._until_whole()
+        yield from self._moved()
+        yield from self._for("growth", self.era.restart)
+        self._mark()
+
+    def _until_whole(self) -> Generator[simpy.Event, Any, None]:
+        """Takes up what has begun, and waits until nothing that it needs is away."""
+        self._take_up()
+        while self.outages.short:
+            yield from self._wait()
+            self._take_up()
+
+    def _take_up(self) -> None:
+        if self.begun > self.index:
+            self.index = self.begun
+            self.log.eras.append((self.calendar.now, self.index))
+            self.move = self.era.move
+            self.outages.go_over(self.era)
+
+    def _moved(self) -> Generator[simpy.Event, Any, None]:
+        """What a fault cuts short is begun anew."""
+        if self.move:
+            yield from self._for("growth", self.move)
+            self.move = 0.0
+
+    # -- recovery ----------------------------------------------------------------------------------------------------
+    def _recover(self, fault: Fault) -> Generator[simpy.Event, Any, None]:
         """Rolls back, then detects, waits and restarts; a fault meanwhile begins that anew."""
-        began, lost = self.env.now, self._roll_back(fault)
+        began, lost = self.calendar.now, self._roll_back(fault)
         while True:
             self.tries += 1
             if self.tries > MOST_TRIES:
@@ -325,13 +226,13 @@ class _Campaign:
                 # What was corrupt is known already.
                 known = fault.source.kind.effect == "corrupt"
                 yield from self._for("detection", 0.0 if known else fault.source.kind.detect)
-                while self.empty or self.switches:
-                    yield from self._wait()
-                yield from self._for("restart", self.setting.restart)
+                yield from self._until_whole()
+                yield from self._moved()
+                yield from self._for("restart", self.era.restart)
             except simpy.Interrupt as interrupt:
                 self._note(fault, began, lost)
-                fault = cast(_Fault, interrupt.cause)
-                began, lost = self.env.now, self._roll_back(fault)
+                fault = cast(Fault, interrupt.cause)
+                began, lost = self.calendar.now, self._roll_back(fault)
             except _Over:
                 self._note(fault, began, lost)
                 raise
@@ -340,13 +241,14 @@ class _Campaign:
         self._note(fault, began, lost)
         self._mark()
 
-    def _note(self, fault: _Fault, began: float, lost: float) -> None:
+    def _note(self, fault: Fault, began: float, lost: float) -> None:
         where = "job" if fault.source.owner == "job" else f"{fault.source.owner} {fault.component}"
-        self.log.interruptions.append(Interruption(began, fault.source.name, where, lost, self.env.now - began))
+        took = self.calendar.now - began
+        self.log.interruptions.append(Interruption(began, fault.source.name, where, lost, took))
 
     def _wait(self) -> Generator[simpy.Event, Any, None]:
         """Until a node or switch is back."""
-        began = self.env.now
+        began = self.calendar.now
         try:
             yield self.mended
         except simpy.Interrupt as interrupt:
@@ -354,26 +256,35 @@ class _Campaign:
             if interrupt.cause is not None:
                 raise
         finally:
-            self.log.spent["waiting"] += self.env.now - began
+            self.log.spent["waiting"] += self.calendar.now - began
 
-    def _roll_back(self, fault: _Fault) -> float:
+    def _roll_back(self, fault: Fault) -> float:
         """s that are lost: all since the last checkpoint that is durable, and of a corruption one from before it."""
-        now = self.env.now
+        now = self.calendar.now
         sound = fault.time if fault.source.kind.effect == "corrupt" else now
-        while len(self.saved) > 1 and (self.saved[-1].durable > now or self.saved[-1].began > sound):
-            self.saved.pop()
-        last, spent = self.saved[-1], self.log.spent
-        lost, slower = self.done - last.done, spent["degraded"] - last.degraded
-        self.done = last.done
-        spent["productive"] -= lost
-        spent["degraded"] -= slower
-        spent["lost_work"] += lost + slower
+        lost = self.checkpoints.roll_back(self.log, now, sound)
         self._mark()
-        return lost + slower
+        return lost
 
     def _hopeless(self) -> str:
-        rate = sum(source.count / source.kind.mtbf for source in self.setting.sources if source.kind.stops)
+        era = self.era
+        rate = sum(source.count / source.kind.mtbf for source in era.sources if source.kind.stops)
         return (
             f"no checkpoint in {MOST_TRIES:,} restarts: faults stop the job every {1 / rate:.3g} s in the mean, a restart "
-            f"takes {self.setting.restart:g} s and a checkpoint is due after {self.setting.interval:g} s of training"
+            f"takes {era.restart:g} s and a checkpoint is due after {era.interval:g} s of training"
         )
+
+    def _written(self) -> str:
+        """All that it takes to go on, as JSON, which holds floats exactly. The job stands where its loop begins."""
+        state = {
+            "now": self.calendar.now,
+            "index": self.index,
+            "begun": self.begun,
+            "move": self.move,
+            "tries": self.tries,
+            "timers": list(self.calendar.timers().values()),
+            "checkpoints": [astuple(saved) for saved in self.checkpoints.saved],
+            "log": self.log.to_plain(),
+            "outages": self.outages.to_plain(),
+        }
+        return json.dumps(state)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-import zlib
+from typing import Any
 
 import numpy as np
 
 from colossim.catalog.faults import FaultClass
-
-
-def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of one concern, whatever others draw."""
-    return np.random.default_rng((seed, zlib.crc32(name.encode())))
 
 
 class Failures:
@@ -22,15 +17,18 @@ class Failures:
     aren't there; Weibull ones each by itself, from new, scale mtbf/Gamma(1 + 1/shape).
     """
 
-    def __init__(self, kind: FaultClass, count: int, rng: np.random.Generator) -> None:
-        self.kind, self.count, self.rng = kind, count, rng
-        self.now = 0.0
+    def __init__(self, kind: FaultClass, count: int, rng: np.random.Generator, now: float = 0.0) -> None:
+        self.kind, self.count, self.rng, self.now = kind, count, rng, now
         self._ends: np.ndarray | None = None
         #: Of exponential lifetimes: when a component is there again.
         self._until: dict[int, float] = {}
         if kind.shape != 1.0:
             self._scale = kind.mtbf / math.gamma(1.0 + 1.0 / kind.shape)
-            self._ends = self._scale * rng.weibull(kind.shape, count)
+            self._ends = now + self._lives(count)
+
+    def _lives(self, count: int) -> np.ndarray:
+        """s that new components live."""
+        return self._scale * self.rng.weibull(self.kind.shape, count)
 
     def next(self) -> tuple[float, int]:
         """(s at which the next component fails, its number)."""
@@ -51,8 +49,34 @@ class Failures:
         else:
             self._ends[component] = when + self._scale * float(self.rng.weibull(self.kind.shape))
 
+    def resize(self, count: int, now: float) -> None:
+        """So many components from now on: the first are those that were there, others are new. `next` is to be asked anew."""
+        if self._ends is not None:
+            new = now + self._lives(max(0, count - self.count))
+            self._ends = np.concatenate([self._ends[:count], new])
+        self.count, self.now = count, now
+
     def repair(self) -> float:
         """s that a repair takes: lognormal around its mean."""
         spread = self.kind.repair_spread
         draw = math.exp(spread * float(self.rng.standard_normal()) - spread**2 / 2.0) if spread else 1.0
         return self.kind.repair * draw
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to draw what comes next, as plain values."""
+        ends = None if self._ends is None else self._ends.tolist()
+        bits = self.rng.bit_generator.state
+        return {"count": self.count, "now": self.now, "ends": ends, "until": list(self._until.items()), "bits": bits}
+
+    @classmethod
+    def restore(cls, kind: FaultClass, state: dict[str, Any]) -> Failures:
+        """What `state` was asked of."""
+        rng = np.random.default_rng(0)
+        rng.bit_generator.state = state["bits"]
+        made = cls.__new__(cls)
+        made.kind, made.rng, made.count, made.now = kind, rng, state["count"], state["now"]
+        made._until = {component: when for component, when in state["until"]}
+        made._ends = None if state["ends"] is None else np.array(state["ends"])
+        if kind.shape != 1.0:
+            made._scale = kind.mtbf / math.gamma(1.0 + 1.0 / kind.shape)
+        return made

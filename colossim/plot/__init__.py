@@ -9,6 +9,7 @@ from colossim.plot.breakdown import breakdown
 from colossim.plot.campaign import goodput, interval, lost_time
 from colossim.plot.canvas import save
 from colossim.plot.collectives import collectives
+from colossim.plot.growth import growth
 from colossim.plot.pipeline import pipeline_fill
 from colossim.plot.power import power, power_over_time
 from colossim.plot.published import published, published_memory
@@ -22,6 +23,7 @@ __all__ = [
     "collectives",
     "errors",
     "goodput",
+    "growth",
     "interval",
     "link_throughput",
     "lost_time",

@@ -23,6 +23,8 @@ _DARK, _ORANGE, _PALE = "#1b4f72", "#c0561b", "#efb873"
 #: Levels along the wall time.
 _WINDOWS = 120
 _MOST_CAUSES = 9
+#: What no fault costs: what it is called, and its account.
+_OTHERS = (("checkpoints", "checkpoint"), ("slower running", "degraded"), ("changes of the cluster", "growth"))
 _UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -48,17 +50,21 @@ def goodput(result: Result, ax: Axes | None = None) -> Axes:
     return upper
 
 
-def _unit(seconds: float) -> tuple[float, str]:
+def unit_of(seconds: float) -> tuple[float, str]:
+    """(s, name) of the unit that a time is best told in."""
     return next((scale, name) for scale, name in _UNITS if seconds >= 2 * scale or scale == 1.0)
 
 
 def _throughput(result: Result, campaign: Campaign, ax: Axes) -> Axes:
     times, done = (np.array(column) for column in zip(*campaign.logs[0].trace, strict=True))
-    scale, unit = _unit(campaign.wall_s)
+    scale, unit = unit_of(campaign.wall_s)
     edges = np.linspace(0.0, campaign.wall_s, _WINDOWS + 1)
     # Where the pace changes at once, as in a roll-back, what stands last counts.
     last = np.append(times[1:] > times[:-1], True)
-    share = np.diff(np.interp(edges, times[last], done[last])) / np.diff(edges)
+    whole = edges * (result.tokens_per_step / result.step_time_s)
+    if campaign.growth is not None:
+        whole = campaign.growth.undisturbed(edges)
+    share = np.diff(np.interp(edges, times[last], done[last])) / np.diff(whole)
     ax.axhline(1.0, color="#999999", linewidth=0.8, linestyle="--")
     ax.stairs(share, edges / scale, color=_DARK, fill=True, alpha=0.85, baseline=0)
     ax.axhline(campaign.goodput, color=_ORANGE, linewidth=1.6)
@@ -72,11 +78,18 @@ def _throughput(result: Result, campaign: Campaign, ax: Axes) -> Axes:
     window = campaign.wall_s / _WINDOWS
     title(
         ax,
-        f"{result.scenario}: {len(campaign.interruptions):,} interruptions on {result.gpus_in_job:,} GPUs in "
+        f"{result.scenario}: {len(campaign.interruptions):,} interruptions on {_gpus(result, campaign)} GPUs in "
         f"{format_time(campaign.wall_s)}\ntraining that counts, means of {format_time(window)}",
     )
     plain(ax)
     return ax
+
+
+def _gpus(result: Result, campaign: Campaign) -> str:
+    """In the job, at the least and at the most."""
+    rows = campaign.growth.stretches if campaign.growth is not None else ()
+    counts = [row["gpus_in_job"] for row in rows] or [result.gpus_in_job]
+    return f"{min(counts):,}" + (f" to {max(counts):,}" if max(counts) > min(counts) else "")
 
 
 def _causes(weights: Mapping[str, float]) -> list[str]:
@@ -90,7 +103,7 @@ def _row(cause: str, causes: list[str]) -> int:
 
 
 def _stops(campaign: Campaign, causes: list[str], ax: Axes) -> None:
-    scale, unit = _unit(campaign.wall_s)
+    scale, unit = unit_of(campaign.wall_s)
     rows = [_row(item["cause"], causes) for item in campaign.interruptions]
     times = [item["time_s"] / scale for item in campaign.interruptions]
     ax.plot(times, rows, "|", color=_ORANGE, markersize=8)
@@ -115,12 +128,12 @@ def lost_time(result: Result, ax: Axes | None = None) -> Axes:
         away[row] += item["restart_s"]
     rows = list(zip(causes, lost.tolist(), away.tolist(), strict=True))
     spent = campaign.spent_s
-    rows += [(word, 0.0, spent[name]) for word, name in (("checkpoints", "checkpoint"), ("slower running", "degraded"))]
+    rows += [(word, 0.0, spent[name]) for word, name in _OTHERS]
     rows = sorted((row for row in rows if row[1] + row[2] > 0), key=lambda row: -row[1] - row[2])
     if ax is None:
         ax = new_axes(8.5, 1.6 + 0.34 * max(1, len(rows)))
     most = max((left + right for _, left, right in rows), default=1.0)
-    scale, unit = _unit(most)
+    scale, unit = unit_of(most)
     for row, (_, first, second) in enumerate(rows):
         ax.barh(row, first / scale, color=_DARK, height=0.7)
         ax.barh(row, second / scale, left=first / scale, color=_PALE, edgecolor="#555555", linewidth=0.5, height=0.7)

@@ -41,7 +41,8 @@ def power(result: Result, ax: Axes | None = None) -> Axes:
     """The step; below it, of a campaign, wall time. With `ax`, the step alone is drawn there. Returns its Axes."""
     if ax is not None:
         return _step(result, ax)
-    if result.campaign is None:
+    if result.campaign is None or result.campaign.growth is not None:
+        # Of a cluster that changes the first stops are no picture of its weeks.
         return _step(result, new_axes(10, 4.6))
     figure = new_figure(10, 7.4)
     upper, lower = figure.subplots(2, 1, height_ratios=[4.6, 2.6])

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from colossim.engine.campaign import ACCOUNTS, Interruption, Log, Setting
+from colossim.engine.log import ACCOUNTS, Interruption, Log
+from colossim.engine.setting import Era, Setting
 from colossim.reliability import best_interval, daly, wall_over_work, young
+from colossim.result.growth import Growth, whole_steps
 
 #: Keys of an interruption.
 INTERRUPTION = ("time_s", "cause", "component", "lost_s", "restart_s")
@@ -25,7 +27,7 @@ class Campaign:
     checkpoints, beside Young's, Daly's and the best by the exact formula, and what goodput that formula gives for it (of a
     synchronous checkpoint, spares at hand); None where nothing stops the job.  write_s: for which a checkpoint blocks;
     restart_s: from a fault to training, in the mean.  replicas: mean and 90 % of goodput and interruptions over
-    seeds, and the mean ledger.
+    seeds, and the mean ledger.  growth: of a cluster that changes.
     """
 
     wall_s: float
@@ -47,6 +49,7 @@ class Campaign:
     goodput_by_formula: float | None
     replicas: dict[str, Any] | None
     logs: tuple[Log, ...]
+    growth: Growth | None = None
 
     def by_seed(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(seed, interruption) of all replicas. first: the seed of the first."""
@@ -56,22 +59,25 @@ class Campaign:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; goodput, ettr and interruptions stand beside it in the result."""
-        apart = ("goodput", "ettr", "interruptions", "logs")
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart}
+        apart = ("goodput", "ettr", "interruptions", "logs", "growth")
+        told = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart}
+        return told if self.growth is None else {**told, "growth": self.growth.to_dict()}
 
 
-def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, tokens_per_step: float) -> Campaign:
-    """Numbers of campaigns that differ in their seed alone."""
-    log = logs[0]
-    # A step that is all but a rounding whole is whole.
-    steps = math.floor(log.done / setting.step_s + 1e-9)
+def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, growth: Growth | None = None) -> Campaign:
+    """Numbers of campaigns that differ in their seed alone; closed forms are of the first era. mtbf: s, of that one.
+
+    growth: of the first seed, where the cluster changes.
+    """
+    log, era = logs[0], setting.first
+    steps = [whole_steps(done, one) for done, one in zip(log.by_era, setting.eras, strict=True)]
     stops = math.isfinite(mtbf)
-    blocks = stops and setting.write > 0
-    restart = setting.restart + _detection(setting)
+    blocks = stops and era.write > 0
+    restart = era.restart + _detection(era)
     return Campaign(
         wall_s=log.wall,
-        steps=steps,
-        tokens=steps * tokens_per_step,
+        steps=sum(steps),
+        tokens=sum(count * one.tokens for count, one in zip(steps, setting.eras, strict=True)),
         goodput=_goodput(log),
         ettr=_ettr(log),
         checkpoints=log.checkpoints,
@@ -79,17 +85,18 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, tokens_pe
         faults=dict(log.faults),
         interruptions=tuple(_told(item) for item in log.interruptions),
         mtbf_s=mtbf if stops else None,
-        interval_s=setting.interval if math.isfinite(setting.interval) else None,
-        write_s=setting.write,
+        interval_s=era.interval if math.isfinite(era.interval) else None,
+        write_s=era.write,
         restart_s=restart,
-        young_s=young(mtbf, setting.write) if blocks else None,
-        daly_s=daly(mtbf, setting.write) if blocks else None,
-        best_s=best_interval(mtbf, setting.write) if blocks else None,
-        goodput_by_formula=1.0 / wall_over_work(setting.interval, mtbf, setting.write, restart)
-        if stops and math.isfinite(setting.interval)
+        young_s=young(mtbf, era.write) if blocks else None,
+        daly_s=daly(mtbf, era.write) if blocks else None,
+        best_s=best_interval(mtbf, era.write) if blocks else None,
+        goodput_by_formula=1.0 / wall_over_work(era.interval, mtbf, era.write, restart)
+        if stops and math.isfinite(era.interval)
         else None,
         replicas=_over_seeds(logs) if len(logs) > 1 else None,
         logs=tuple(logs),
+        growth=growth,
     )
 
 
@@ -98,9 +105,9 @@ def _told(item: Interruption) -> dict[str, Any]:
     return dict(zip(INTERRUPTION, values, strict=True))
 
 
-def _detection(setting: Setting) -> float:
+def _detection(era: Era) -> float:
     """s until a fault that stops the job is noticed, in the mean."""
-    rates = [(s.count / s.kind.mtbf, s.kind.detect) for s in setting.sources if s.kind.effect == "stop"]
+    rates = [(s.count / s.kind.mtbf, s.kind.detect) for s in era.sources if s.kind.effect == "stop"]
     total = sum(rate for rate, _ in rates)
     return sum(rate * detect for rate, detect in rates) / total if total else 0.0
 

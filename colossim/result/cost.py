@@ -28,12 +28,17 @@ def cost_of_campaign(cost: Mapping[str, Any], power: Power, gpus: int, spent: Ma
     return {**found, "by_account_J": energy}
 
 
+def cost_of_growth(cost: Mapping[str, Any], energy: float, gpu_seconds: float, seconds: float) -> dict[str, Any]:
+    """The same of weeks of a cluster that changes. cost: of the first step.  energy: J; gpu_seconds: of what has power."""
+    return _priced("campaign", seconds, energy, gpu_seconds / (seconds or 1.0), cost["prices"])
+
+
 def _told(price: Price | None) -> dict[str, float]:
     found = {} if price is None else {"energy_USD_per_J": price.energy, "gpu_hour_USD": price.gpu_hour}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _priced(of: str, seconds: float, energy: float, gpus: int, prices: dict[str, float]) -> dict[str, Any]:
+def _priced(of: str, seconds: float, energy: float, gpus: float, prices: dict[str, float]) -> dict[str, Any]:
     hours = gpus * seconds / _HOUR
     found: dict[str, Any] = {
         "of": of,

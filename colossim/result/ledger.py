@@ -20,6 +20,7 @@ _ACCOUNTS = {
     "restart": "restarts",
     "waiting": "waiting for repair",
     "degraded": "slower running",
+    "growth": "changes of the cluster",
 }
 
 
@@ -42,6 +43,8 @@ def ledger(campaign: Campaign, ascii_only: bool) -> Any:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column()
     for name, seconds in campaign.spent_s.items():
+        if name == "growth" and not seconds:
+            continue
         share = seconds / campaign.wall_s if campaign.wall_s else 0.0
         table.add_row(_ACCOUNTS[name], format_time(seconds), format_share(share), bar(share, ascii_only=ascii_only))
     return table
@@ -57,8 +60,9 @@ def said_campaign(campaign: Campaign) -> str:
         + (f" ({most})" if most else "")
         + "."
     )
+    first = "" if campaign.growth is None else " At first:"
     if campaign.mtbf_s is not None:
-        words += f" Something stops the job every {format_time(campaign.mtbf_s)}."
+        words += f"{first} Something stops the job every {format_time(campaign.mtbf_s)}."
     if campaign.best_s is not None and campaign.interval_s is not None:
         assert campaign.young_s is not None
         assert campaign.daly_s is not None

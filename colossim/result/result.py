@@ -17,7 +17,7 @@ from colossim.errors import SimulationError
 from colossim.flows import Pinned
 from colossim.result.campaign import Campaign
 from colossim.result.confidence import error_band
-from colossim.result.cost import cost_of, cost_of_campaign
+from colossim.result.cost import cost_of, cost_of_campaign, cost_of_growth
 from colossim.result.power import Course, Load, Power, course_of, power_of, power_of_trace
 from colossim.result.ramp import Sizes, cost_of_ramp, time_to_train
 from colossim.result.routing import routing_of
@@ -108,13 +108,17 @@ class Result:
 
     def with_campaign(self, campaign: Campaign) -> Result:
         """The same step with weeks of it."""
+        growth = campaign.growth
         return replace(
             self,
             goodput=campaign.goodput,
             ettr=campaign.ettr,
             interruptions=campaign.interruptions,
             campaign=campaign,
-            cost=cost_of_campaign(self.cost, self.power, self.gpus, campaign.spent_s),
+            cost=cost_of_campaign(self.cost, self.power, self.gpus, campaign.spent_s)
+            if growth is None
+            else cost_of_growth(self.cost, growth.energy, growth.gpu_seconds, campaign.wall_s),
+            notes=(*self.notes, *(() if growth is None else growth.notes)),
         )
 
     def with_cap(self, cap: dict[str, Any]) -> Result:
@@ -138,6 +142,8 @@ class Result:
         """
         if self.campaign is None:
             raise SimulationError(f"{self.scenario} played a step: `faults` or `run.duration` make a campaign of it")
+        if self.campaign.growth is not None:
+            return self.campaign.growth.power
         return power_of_trace(self.campaign.logs[0].trace, self.campaign.spent_s, self.power)
 
     def to_json(self) -> str:

@@ -11,6 +11,7 @@ from colossim.result.confidence import said
 from colossim.result.fabric import show_fabric
 from colossim.result.ledger import bar, ledger, said_campaign, table_of
 from colossim.result.result import ARROW, kind_of
+from colossim.result.stretches import said_growth, table_of_growths, table_of_stretches
 from colossim.units import (
     format_compute,
     format_count,
@@ -66,7 +67,12 @@ def show(result: Result, console: Console) -> None:
     if result.campaign is not None:
         console.print(ledger(result.campaign, not console.encoding.lower().startswith("utf")))
         console.print()
+        if result.campaign.growth is not None:
+            console.print(table_of_stretches(result.campaign.growth))
+            console.print()
         _say(console, ("Campaign", "bold"), f" {said_campaign(result.campaign)}")
+        if result.campaign.growth is not None:
+            _say(console, ("Growth", "bold"), f" {said_growth(result.campaign.growth)}")
     _say(console, ("Bound by", "bold"), f" {result.bound}.")
     if result.power.measured_nodes_W is not None:
         _say(console, ("Power", "bold"), f" {said_power(result)}.")
@@ -350,6 +356,10 @@ def show_rows(rows: Sequence[Row], console: Console) -> None:
     if campaigns:
         console.print()
         console.print(table_of(campaigns))
+    growths = [(label, campaign.growth) for label, campaign in campaigns if campaign.growth is not None]
+    if growths:
+        console.print()
+        console.print(table_of_growths(growths))
     for row in rows:
         if row.result is None:
             console.print()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: What a run writes; nothing else in the folder is touched.
 FILES = (
     "summary.json", "steps.csv", "interruptions.csv", "throughput.png", "breakdown.png", "timeline.png", "power.png",
-    "goodput.png", "lost-time.png", "interval.png",
+    "goodput.png", "lost-time.png", "interval.png", "growth.png",
 )  # fmt: skip
 
 
@@ -89,8 +89,11 @@ def _pictures(result: Result) -> dict[str, Callable[[Result], Axes]]:
     }
     if result.campaign is not None:
         found |= {"goodput": plot.goodput, "lost-time": plot.lost_time}
-        if result.campaign.best_s is not None:
+        if result.campaign.best_s is not None and result.campaign.growth is None:
+            # Of a cluster that changes each stretch has a best interval of its own.
             found["interval"] = plot.interval
+        if result.campaign.growth is not None:
+            found["growth"] = plot.growth
     return found
 
 

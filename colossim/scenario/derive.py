@@ -12,12 +12,12 @@ from colossim.scenario.ramp import stretches
 from colossim.scenario.rules import MOST_PASSES, MOST_SIZES, Report, check, counted_layers, divisors, near_divisors
 from colossim.scenario.schema import Scenario
 
-__all__ = ["Plan", "advice", "derive", "no_effects"]
+__all__ = ["Plan", "advice", "derive", "expert_ranks", "no_effects", "usable_gpus"]
 
 
 def derive(scenario: Scenario) -> Plan:
     """The layout of the job on the cluster. Raises ScenarioError with every rule that is broken."""
-    job, par, gpus = scenario.job, scenario.job.parallelism, _usable(scenario)
+    job, par, gpus = scenario.job, scenario.job.parallelism, usable_gpus(scenario)
     problems: list[Problem] = []
 
     def report(field: str, message: str) -> None:
@@ -34,7 +34,7 @@ def derive(scenario: Scenario) -> Plan:
         _check_spares(scenario, data, report)
     if problems:
         raise ScenarioError(problems)
-    expert_tensor, within, across = _expert_ranks(job)
+    expert_tensor, within, across = expert_ranks(job)
     expert_axis = math.gcd(data, across)
     axes = {
         "tensor": par.tensor,
@@ -70,7 +70,7 @@ def derive(scenario: Scenario) -> Plan:
     )
 
 
-def _expert_ranks(job: JobSpec) -> tuple[int, int, int]:
+def expert_ranks(job: JobSpec) -> tuple[int, int, int]:
     """Ranks that share an expert; groups of them that an expert group takes of a tensor group; of context and replicas.
 
     Neighbours first, as Megatron-Core's groups of experts are laid (core/parallel_state.py: order tp-ep-dp-pp).
@@ -101,7 +101,7 @@ def _layers(job: JobSpec) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def _usable(scenario: Scenario) -> int:
+def usable_gpus(scenario: Scenario) -> int:
     """GPUs that the job may use: of `nodes`, or of those it is placed on; of mixed types as if all were the smallest."""
     job, groups = scenario.job, scenario.cluster.nodes
     named = len(job.placement) if isinstance(job.placement, tuple) else None
@@ -117,7 +117,7 @@ def _replicas(job: JobSpec, gpus: int, report: Report) -> int:
     auto: the largest D that fits the GPUs, divides the batch, and has D x context % expert == 0.
     """
     par = job.parallelism
-    _, within, across = _expert_ranks(job)
+    _, within, across = expert_ranks(job)
     replica = par.tensor * par.context * par.pipeline
     most = gpus // replica
     if not most:
@@ -154,7 +154,7 @@ def _divides(job: JobSpec, most: int, rounds: int) -> int:
     share, rest = divmod(job.global_batch, job.micro_batch * rounds)
     if rest or not share:
         return 0
-    across = _expert_ranks(job)[2]
+    across = expert_ranks(job)[2]
     fitting = (data for data in divisors(share) if data <= most and data * par.context % across == 0)
     return max(fitting, default=0)
 
@@ -189,7 +189,7 @@ def _micro_batches_by_speed(job: JobSpec, data: int, report: Report) -> int:
     together = par.pipeline if par.schedule == "interleaved" else 1
     own = {job.on(name).micro_batch for name in job.groups} | {job.micro_batch}
     # Sequences that those who share experts take at once; with several sizes of micro-batches the shares will tell.
-    unit = math.gcd(data, _expert_ranks(job)[2]) * together * (job.micro_batch if len(own) == 1 else 1)
+    unit = math.gcd(data, expert_ranks(job)[2]) * together * (job.micro_batch if len(own) == 1 else 1)
     least = data * together * min(own)
     if batch % unit or batch < least:
         what = f"{batch:,} sequences are no sum of shares in multiples of {unit:,}, for {data:,} replicas {least:,} at least"
@@ -260,7 +260,7 @@ def _check_sharding_group(job: JobSpec, data: int, report: Report) -> None:
     if par.sharding_group == "all":
         return
     holders = data * par.context
-    if par.expert > 1 or _expert_ranks(job)[0] < par.tensor:
+    if par.expert > 1 or expert_ranks(job)[0] < par.tensor:
         report("job.parallelism.sharding_group", "some ranks of a group can't share the states of experts yet: use all")
     elif data and holders % par.sharding_group:
         message = f"{par.sharding_group} does not divide the {holders:,} ranks that hold the same parameters"

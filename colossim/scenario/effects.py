@@ -7,6 +7,8 @@ import math
 from colossim.scenario.job import Experts
 from colossim.scenario.plan import Plan
 from colossim.scenario.schema import Scenario
+from colossim.scenario.timetable import changes_of
+from colossim.units import format_time
 
 #: Fields of a fabric that say how switches are wired.
 _NOT_OF_GRAPHS = (
@@ -153,7 +155,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             "`run.duration` says how long",
         ),
         *(
-            (key, scenario.faults is None and scenario.run.duration is None, "nothing fails: write `faults`")
+            (
+                key,
+                scenario.faults is None and scenario.run.duration is None and not scenario.events,
+                "nothing fails: write `faults`",
+            )
             for key in ("checkpoint", "spares", "when_short")
         ),
         ("jitter", jitter is not None and not jitter.given, "it says how GPUs differ by 0 %"),
@@ -162,6 +168,15 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             "jitter.slow.share",
             slow is not None and not slow.count(_machines(scenario, slow.per)),
             f"that is none of the cluster's {_machines(scenario, slow.per):,} {slow.per}s" if slow is not None else "",
+        ),
+        *(
+            (
+                f"events.{i}",
+                scenario.run.duration is not None
+                and min(change.at for change in changes_of(i, event)) >= scenario.run.duration,
+                f"the run ends before, after {format_time(scenario.run.duration or 0.0)}",
+            )
+            for i, event in enumerate(scenario.events)
         ),
         (
             "run.seed",

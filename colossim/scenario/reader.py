@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from colossim import yaml12
 from colossim.catalog import KINDS, Extra, entry, read_extra
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.derive import derive
+from colossim.scenario.event_jobs import read_jobs
 from colossim.scenario.fields import wrong_path
 from colossim.scenario.files import find_graph, with_dumps
 from colossim.scenario.messages import Place, place_of, translated
-from colossim.scenario.schema import LATER_KEYS, Scenario
+from colossim.scenario.rules_events import check_events
+from colossim.scenario.schema import Scenario
 from colossim.shipped import scenario_path
 from colossim.yaml12 import Document, Path_, dotted
 
@@ -50,8 +53,6 @@ _FREE: dict[Path_, Any] = {
         )
     ),
 }
-#: Known keys without a capability yet: the message about them says more than "no field".
-_LATER_ROOTS = {path[0] for path in LATER_KEYS if len(path) == 1}
 
 
 def load_scenario(source: str | Path, set: Iterable[str] = (), case: str | None = None) -> Scenario:
@@ -114,7 +115,7 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
     keys: dict[Path_, Place] = places | {path: (file, *place) for path, place in document.keys.items()}
     problems: list[Problem] = []
     for path, changed, place in changes:
-        wrong = None if path.split(".")[0] in _LATER_ROOTS else wrong_path(Scenario, path)
+        wrong = wrong_path(Scenario, path)
         if wrong is not None:
             problems.append(Problem(path, wrong, *place))
             continue
@@ -122,13 +123,12 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
     extra = _extra(value, file, problems, places)
     value = with_dumps(value, file, extra, problems, places)
     broken_entries = bool(problems)
-    problems += _later(value, places, keys)
-    later = {problem.field for problem in problems}
+    told = {problem.field for problem in problems}
     scenario = None
     try:
         scenario = Scenario.model_validate(value, context={"catalog": extra})
     except pydantic.ValidationError as error:
-        found = [p for p in translated(error, Scenario, value, keys, places) if p.field not in later]
+        found = [p for p in translated(error, Scenario, value, keys, places) if p.field not in told]
         if "jobs" in value:
             # What is wrong with the first of several jobs is told where it stands.
             found = [p for p in found if p.field or "`job." not in p.message]
@@ -138,21 +138,26 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
         scenario._marks.update({dotted(path): place for path, place in places.items()})
         find_graph(scenario, file)
         problems += _variant_problems(scenario, places)
-        problems += _rules(scenario)
+        of_events = read_jobs(scenario, value, extra, places, partial(_put, keys=keys, places=places))
+        problems += of_events
+        problems += _rules(scenario, jobs=not of_events)
     if problems or scenario is None:
         raise ScenarioError(sorted(problems, key=lambda p: (p.line or 0, p.column or 0)))
     return scenario
 
 
-def _rules(scenario: Scenario) -> tuple[Problem, ...]:
-    """The rules between fields that the scenario breaks."""
+def _rules(scenario: Scenario, *, events: bool = True, jobs: bool = True) -> tuple[Problem, ...]:
+    """The rules between fields that the scenario breaks. events, jobs: whether its events and their jobs could be read."""
     if scenario.jobs:
         return _rules_of_jobs(scenario)
+    problems: list[Problem] = []
     try:
         derive(scenario)
     except ScenarioError as error:
-        return scenario.located(error).problems
-    return ()
+        problems += error.problems
+    laid = jobs and not problems
+    check_events(scenario, lambda field, message: problems.append(Problem(field, message)), sound=events, laid=laid)
+    return scenario.located(ScenarioError(problems)).problems if problems else ()
 
 
 def _rules_of_jobs(scenario: Scenario) -> tuple[Problem, ...]:
@@ -175,8 +180,12 @@ def _rules_beside(
 ) -> tuple[Problem, ...]:
     """Rules that are broken beside fields that are wrong by themselves, where those can't be the reason."""
     broken: set[Path_] = set()
+    events: set[int] = set()
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         loc = item["loc"]
+        if len(loc) > 1 and loc[0] == "events" and isinstance(loc[1], int):
+            events.add(loc[1])
+            continue
         free = next((path for path in _FREE if loc[: len(path)] == path), None)
         if free is None and not (item["type"] == "extra_forbidden" and len(loc) == 1):
             return ()
@@ -190,13 +199,18 @@ def _rules_beside(
         owner.pop(str(path[-1]), None)
         if _FREE.get(path) is not None:
             owner[str(path[-1])] = _FREE[path]
+    if events:
+        sound["events"] = tuple({"at": "0 s"} if i in events else part for i, part in enumerate(sound["events"]))
     try:
         scenario = Scenario.model_validate(sound, context={"catalog": extra})
     except pydantic.ValidationError:
         return ()
     scenario._marks.update({dotted(path): place for path, place in places.items()})
     find_graph(scenario, "")
-    return _rules(scenario)
+    hidden = tuple(f"events.{i}" for i in events)
+    return tuple(
+        p for p in _rules(scenario, events=not events) if not f"{p.field}.".startswith(tuple(f"{h}." for h in hidden))
+    )
 
 
 def _extra(value: dict[str, Any], file: str, problems: list[Problem], places: Mapping[Path_, Place]) -> Extra:
@@ -265,22 +279,18 @@ def _changed(
     return {**value, head: _changed(value.get(head), rest, new, place, keys, places, problems, (*done, head))}
 
 
-def _later(value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]) -> list[Problem]:
-    """Keys of capabilities that are not there yet."""
-    found: list[Problem] = []
-    for later, what in LATER_KEYS.items():
-        owner = _at(value, later[:-1])
-        if isinstance(owner, dict) and later[-1] in owner:
-            message = f"isn't available yet: it comes with {what}; leave it out"
-            found.append(Problem(dotted(later), message, *place_of(later, keys, keys)))
-    return found
-
-
-def _at(value: Any, path: tuple[str, ...]) -> Any:
-    """What stands at a path of mappings; None if there is nothing."""
-    for part in path:
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def _put(
+    value: Any,
+    path: tuple[str, ...],
+    new: Any,
+    place: Place,
+    problems: list[Problem],
+    *,
+    keys: Mapping[Path_, Place],
+    places: Mapping[Path_, Place],
+) -> Any:
+    """As `_changed`, of a value of which nobody asks where its parts stand."""
+    return _changed(value, path, new, place, dict(keys), dict(places), problems)
 
 
 def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list[Problem]:
@@ -307,7 +317,7 @@ def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list
 
 
 def _unsettable(owner: Path_, path: str, places: Mapping[Path_, Place]) -> list[Problem]:
-    wrong = None if path.split(".")[0] in _LATER_ROOTS else wrong_path(Scenario, path)
+    wrong = wrong_path(Scenario, path)
     if wrong is None and path.split(".")[0] in ("cases", "grid", "catalog"):
         wrong = f"a variant cannot change `{path.split('.')[0]}`"
     return [] if wrong is None else [Problem(dotted((*owner, path)), wrong, *place_of((*owner, path), places, places))]

@@ -1,7 +1,6 @@
 """The scenario: what a user says about a cluster, a job and a run.
 
 Each field is declared once, with unit, default and meaning: the reader, JSON Schema and the docs follow.
-Keys of capabilities that are not there yet are known, and say so.
 """
 
 from __future__ import annotations
@@ -29,14 +28,10 @@ from colossim.catalog.types import Fabric, NodeType
 from colossim.errors import Problem, ScenarioError
 from colossim.scenario.campaign import Checkpoint
 from colossim.scenario.degraded import Degraded
+from colossim.scenario.events import Event
 from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec, NamedJob
 from colossim.scenario.power import PowerCap, Price
-
-#: Keys of the contract whose capability comes later: path, and what it comes with.
-LATER_KEYS: dict[tuple[str, ...], str] = {
-    ("events",): "clusters that grow",
-}
 
 
 class NodeGroup(Facts):
@@ -160,10 +155,13 @@ class Scenario(Facts):
     jitter: Jitter | None = Field(
         default=None, description="how GPUs differ from each other, and kernels from time to time"
     )
+    events: tuple[Event, ...] = Field(default=(), description="the cluster over time, in its order")
     run: RunSpec = Field(default=RunSpec(), description="how to play it")
     cases: tuple[Case, ...] = Field(default=(), description="variants, one by one")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="variants, as a product")
 
+    #: the job as the `job` of each event leaves it, by the event's index
+    _jobs_after: dict[int, JobSpec] = PrivateAttr(default_factory=dict)
     #: (file, line, column) of each dotted path that the user wrote
     _marks: dict[str, tuple[str | None, int | None, int | None]] = PrivateAttr(default_factory=dict)
 
@@ -177,6 +175,7 @@ class Scenario(Facts):
             for key, there in (
                 ("faults", "faults" in data),
                 ("jitter", "jitter" in data),
+                ("events", "events" in data),
                 ("run.duration", isinstance(run, dict) and "duration" in run),
             ):
                 if there:
@@ -201,9 +200,18 @@ class Scenario(Facts):
         }
         return view
 
+    def job_after(self, event: int) -> JobSpec:
+        """The job with the fields that events up to this one have changed; its replicas are as the last of them says."""
+        return next((self._jobs_after[i] for i in range(event, -1, -1) if i in self._jobs_after), self.job)
+
     def written(self, path: str) -> bool:
         """Whether the user wrote this dotted path."""
         return path in self._marks
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Dotted paths of all that the user wrote."""
+        return tuple(self._marks)
 
     def place(self, path: str) -> tuple[str | None, int | None, int | None] | None:
         """File, line and column of the value at a dotted path; None if the user didn't write it."""

@@ -1,0 +1,192 @@
+"""What of a cluster is away, dead or below its rate, from a fault to its repair; the job hears of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from colossim.draws import generator
+from colossim.engine.calendar import Calendar
+from colossim.engine.faults import Failures
+from colossim.engine.log import Log
+from colossim.engine.setting import Era, Part, Source, State
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What stops the job. time: s at which it struck; node: of the job, that it takes away."""
+
+    source: Source
+    component: int
+    time: float
+    node: int | None
+
+
+class Outages:
+    """Faults of all classes as they strike, and what they leave behind until it is repaired.
+
+    calendar: where the next of each class and all repairs stand.  tell: called with a fault that stops the job, or with None
+    where its pace changes; mended: called when a node or a switch is back.
+    """
+
+    def __init__(
+        self,
+        calendar: Calendar,
+        era: Era,
+        seed: int,
+        log: Log,
+        tell: Callable[[Fault | None], None],
+        mended: Callable[[], None],
+    ) -> None:
+        self.calendar, self.era, self.seed, self.log = calendar, era, seed, log
+        self._tell, self._mended = tell, mended
+        self.sources: dict[str, Source] = {}
+        self.failures: dict[str, Failures] = {}
+        #: Numbers of the timers of the next fault of each class.
+        self._next: dict[str, int] = {}
+        self.spares = era.spares
+        #: The job's nodes in whose place none stands, in the order in which they went; switches that are dead.
+        self.empty: deque[int] = deque()
+        self.switches = 0
+        self.wrong: dict[tuple[Part, float], int] = {}
+        #: When those corruptions struck that nobody has found.
+        self.unfound: list[float] = []
+        calendar.due |= {
+            "fault": self._strike,
+            "repaired": self._repaired,
+            "found": self._found,
+            "node": self._node_back,
+            "switch": self._switch_back,
+        }
+
+    @property
+    def short(self) -> bool:
+        """Whether something that the job can't do without is away."""
+        return bool(self.empty) or self.switches > 0
+
+    @property
+    def state(self) -> State:
+        """The worst of each kind of part."""
+        worst: dict[Part, float] = {}
+        for (part, left), count in self.wrong.items():
+            if count:
+                worst[part] = min(left, worst.get(part, 1.0))
+        return tuple(sorted(worst.items()))
+
+    # -- eras --------------------------------------------------------------------------------------------------------
+    def go_over(self, era: Era) -> None:
+        """Another era: what is away stays away, and lacks where spares are too few; what fails next is drawn anew."""
+        out = self.era.spares - self.spares + len(self.empty)
+        lacking = min(max(0, out - era.spares), era.nodes)
+        held = [node for node in self.empty if node < era.nodes][:lacking]
+        others = (node for node in reversed(range(era.nodes)) if node not in held)
+        self.empty = deque([*held, *islice(others, lacking - len(held))])
+        self.spares = max(0, era.spares - out)
+        self.era = era
+        self.begin()
+
+    def begin(self) -> None:
+        """Draws what fails next of each class of the era."""
+        now = self.calendar.now
+        for number in self._next.values():
+            self.calendar.cancel(number)
+        self._next.clear()
+        for source in self.era.sources:
+            name = source.name
+            self.sources[name] = source
+            self.log.faults.setdefault(name, 0)
+            if name in self.failures:
+                self.failures[name].resize(source.count, now)
+            else:
+                self.failures[name] = Failures(source.kind, source.count, generator(self.seed, name), now)
+            self._ask(name)
+
+    def _ask(self, name: str) -> None:
+        when, component = self.failures[name].next()
+        self._next[name] = self.calendar.at(when, "fault", name, component)
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+    def _strike(self, name: str, component: int) -> None:
+        source, failures, now = self.sources[name], self.failures[name], self.calendar.now
+        kind, node = source.kind, source.node_of(component, self.era.nodes)
+        there = node not in self.empty
+        repair = failures.repair() if there else 0.0
+        # Another takes the place of what goes away, and what concerns the job as a whole is gone with the restart.
+        stays = source.owner == "leaf" or kind.effect in ("degrade", "slow")
+        failures.renew(component, now + (kind.detect + repair if stays else 0.0))
+        if there:
+            self.log.faults[name] += 1
+            if kind.effect in ("degrade", "slow"):
+                self._change(source.part, kind.to, 1)
+                self.calendar.at(now + (kind.detect + repair), "repaired", source.part, kind.to)
+            elif kind.effect == "corrupt":
+                self.unfound.append(now)
+                self.calendar.at(now + kind.detect, "found", name, component, now, node, repair)
+            else:
+                self._stop(Fault(source, component, now, node), kind.detect + repair)
+        self._ask(name)
+
+    def _change(self, part: Part, left: float, count: int) -> None:
+        self.wrong[part, left] = self.wrong.get((part, left), 0) + count
+        self._tell(None)
+
+    def _repaired(self, part: Part, left: float) -> None:
+        self._change(part, left, -1)
+
+    def _found(self, name: str, component: int, time: float, node: int | None, repair: float) -> None:
+        self.unfound.remove(time)
+        self._stop(Fault(self.sources[name], component, time, node), repair)
+
+    def _stop(self, fault: Fault, seconds: float) -> None:
+        """seconds: until what failed is back."""
+        when = self.calendar.now + seconds
+        if fault.node is not None:
+            # A spare takes its place, or the job is short of one until some node is back.
+            if self.spares:
+                self.spares -= 1
+            else:
+                self.empty.append(fault.node)
+            self.calendar.at(when, "node")
+        elif fault.source.owner == "leaf":
+            # Nothing stands in for a switch.
+            self.switches += 1
+            self.calendar.at(when, "switch")
+        self._tell(fault)
+
+    def _node_back(self) -> None:
+        if self.empty:
+            self.empty.popleft()
+            self._mended()
+        else:
+            self.spares += 1
+
+    def _switch_back(self) -> None:
+        self.switches -= 1
+        self._mended()
+
+    # -- to and from plain values ------------------------------------------------------------------------------------
+    def to_plain(self) -> dict[str, Any]:
+        """All but the timers, as plain values."""
+        return {
+            "failures": {name: one.state() for name, one in self.failures.items()},
+            "spares": self.spares,
+            "empty": list(self.empty),
+            "switches": self.switches,
+            "wrong": [[part, left, count] for (part, left), count in self.wrong.items()],
+            "unfound": self.unfound,
+        }
+
+    def from_plain(self, state: dict[str, Any], eras: Sequence[Era]) -> None:
+        """Goes on from what `to_plain` gave; the timers are set already. eras: those until now."""
+        self.sources = {source.name: source for era in eras for source in era.sources}
+        self.failures = {
+            name: Failures.restore(self.sources[name].kind, one) for name, one in state["failures"].items()
+        }
+        self._next = {what[0]: number for number, (_, kind, what) in self.calendar.timers().items() if kind == "fault"}
+        self.spares, self.switches = state["spares"], state["switches"]
+        self.empty = deque(state["empty"])
+        self.wrong = {(part, left): count for part, left, count in state["wrong"]}
+        self.unfound = list(state["unfound"])
