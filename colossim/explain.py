@@ -24,6 +24,7 @@ from colossim.cluster import Cluster, GraphCluster
 from colossim.cluster.variation import paces_of, slow_gpus
 from colossim.damage import fewer_of
 from colossim.jobs import stand
+from colossim.layout import LaidOut, lay_out
 from colossim.mix import silent_shares, told_shares
 from colossim.reliability import best_interval
 from colossim.result.summary import said_share
@@ -33,9 +34,7 @@ from colossim.scenario.job import JobSpec
 from colossim.scenario.power import limits
 from colossim.scenario.schema import Scenario, TrafficSpec
 from colossim.scenario.stretch import Stretch, at_first, stretches_of
-from colossim.setup import LaidOut
 from colossim.shares import Shares
-from colossim.simulation import lay_out
 from colossim.traffic import Traffic, describe
 from colossim.units import format_count, format_power, format_rate, format_share, format_size, format_time
 from colossim.workload.memory import Memory

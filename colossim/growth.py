@@ -14,13 +14,13 @@ from colossim.engine.campaign import play_campaign
 from colossim.engine.log import Log
 from colossim.engine.setting import Era, Setting
 from colossim.errors import SimulationError
+from colossim.layout import Setup
 from colossim.result.growth import Growth, Row, build_growth, caught_up, standstill
 from colossim.result.power import Power
 from colossim.scenario.plan import Plan
 from colossim.scenario.power import least_power
 from colossim.scenario.schema import Scenario
 from colossim.scenario.stretch import Stretch
-from colossim.setup import Setup
 from colossim.units import format_time
 from colossim.workload.transformer import model_flops_per_token
 

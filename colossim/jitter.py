@@ -16,7 +16,7 @@ from colossim.cluster import Cluster
 from colossim.cluster.variation import paces_of, slow_gpus
 from colossim.draws import generator
 from colossim.engine.lateness import Lateness
-from colossim.engine.paced import paced
+from colossim.engine.paced import draws_of, paced
 from colossim.engine.record import StepRecord
 from colossim.engine.trace import Trace
 from colossim.footprint import Floats
@@ -26,8 +26,8 @@ from colossim.scenario.jitter import Jitter
 from colossim.scenario.schema import Scenario
 from colossim.traffic import Traffic
 
-#: Ranks times steps of a class that are gone through together: more steps than fit aren't played.
-_CROWD = 200_000
+#: Draws that are made for all steps together, about 20 ns each; GPU by GPU, about 2 us each. More steps aren't played.
+_DRAWS, _DRAWS_UNFOLDED = 40_000_000, 1_000_000
 #: What all kernels are stretched by to see what a step makes of it.
 _NUDGE = 1.01
 
@@ -78,14 +78,16 @@ def late_steps(
     jitter, run = scenario.jitter, scenario.run
     assert jitter is not None
     whole = run.fold == "off" or run.collectives == "chunked"
-    count = min(run.steps, max(1, _CROWD // traffic.ranks)) if jitter.kernel else 1
     trace: Trace = []
     record = play(legs, None if whole else trace)
     steps: _Played
     if whole:
+        each = sum(draws_of(program) for program in legs)
+        count = min(run.steps, max(1, _DRAWS_UNFOLDED // max(1, each)))
         steps = _Unfolded(quotient, legs, play, jitter.kernel, run.seed, count)
     else:
         lateness = Lateness(trace, traffic, quotient, scenario.job.software.overlap.compute)
+        count = min(run.steps, max(1, _DRAWS // max(1, lateness.draws)))
         steps = _Folded(lateness, jitter.kernel, run.seed, count)
     return record, _told(jitter, cluster, traffic.ranks, run.seed, record.step_time, steps)
 

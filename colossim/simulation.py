@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,155 +17,38 @@ import numpy as np
 
 from colossim.bookmark import Shelf
 from colossim.campaign import is_campaign, mtbf_of, setting_of
-from colossim.capacity import check_memory, fullest_host, memory_of_kinds
-from colossim.cluster import Cluster, build_cluster
-from colossim.cluster.variation import with_slowest
+from colossim.capacity import fullest_host, memory_of_kinds
 from colossim.engine.chunked_step import (
     Chunking,
     plays_whole,
-    refuse_many_gpus,
-    refuse_many_messages,
-    refuse_pinned_paths,
 )
 from colossim.engine.record import StepRecord
 from colossim.engine.step import no_collections, play
 from colossim.engine.trace import Trace
 from colossim.errors import Problem, ScenarioError, SimulationError
-from colossim.flows import Pace, pinned_assumptions
-from colossim.fold import fold
+from colossim.flows import pinned_assumptions
 from colossim.growth import Known, Played, grown, growth_of
 from colossim.jitter import Late, late_steps
+from colossim.layout import Progress, Setup, compile_setup, folded, prepare, tell, with_batch
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
-from colossim.quotient import Quotient
 from colossim.replicas import play_replicas
 from colossim.result.campaign import build_campaign
 from colossim.result.power import power_of
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
-from colossim.scenario.derive import Plan, advice, derive, no_effects
-from colossim.scenario.power import capped, uncapped
+from colossim.scenario.derive import advice, no_effects
+from colossim.scenario.power import uncapped
 from colossim.scenario.ramp import stretches
 from colossim.scenario.schema import Scenario
 from colossim.scenario.stretch import stretches_of
-from colossim.segments import Compiler
-from colossim.setup import LaidOut, Setup
-from colossim.shares import equal_shares, shares_by_speed
-from colossim.site import library_of, place_job, storage_tiers, writes_of
+from colossim.site import writes_of
 from colossim.supply import loads_of, told_cap
-from colossim.traffic import build_traffic
 from colossim.workload.build import recomputed_layers
-from colossim.workload.program import Compute, kernel_pricer, used_operations
 from colossim.workload.transformer import (
     model_flops_per_token,
     recomputed_flops_per_token,
 )
-
-Progress = Callable[[str, float], None]
-
-
-def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> LaidOut:
-    """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and, if it must fit, DoesNotFit."""
-    scenario = capped(scenario)
-    try:
-        plan = derive(scenario)
-        if scenario.run.collectives == "chunked":
-            refuse_pinned_paths(scenario.cluster.fabric)
-            refuse_many_gpus(plan.world)
-        _tell(progress, "wiring the cluster", 0.0)
-        cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
-        _tell(progress, "laying the job onto it", 0.05)
-        return lay_onto(scenario, plan, cluster, must_fit=must_fit)
-    except ScenarioError as error:
-        raise scenario.located(error) from None
-
-
-def lay_onto(scenario: Scenario, plan: Plan, cluster: Cluster, *, must_fit: bool = True) -> LaidOut:
-    """Lays the job onto the first GPUs of the cluster. Raises ScenarioError and, if it must fit, DoesNotFit."""
-    job = scenario.job
-    if scenario.jitter is None or not scenario.jitter.gpu:
-        # Else each GPU draws a pace of its own.
-        cluster = with_slowest(cluster, plan.world)
-    shares = equal_shares(plan, job, cluster)
-    if must_fit and job.balance == "equal":
-        check_memory(scenario, plan, cluster, shares)
-    library = library_of(cluster, job)
-    traffic = build_traffic(
-        cluster,
-        plan,
-        operations=used_operations(shares.programs),
-        algorithms=library.able,
-        kind=shares.kind_of_rank,
-        storage_tiers=storage_tiers(scenario),
-    )
-    laid = balanced(LaidOut(scenario, plan, cluster, shares, traffic, library))
-    if must_fit and job.balance == "speed":
-        check_memory(scenario, plan, cluster, laid.shares)
-    return laid
-
-
-def balanced(laid: LaidOut) -> LaidOut:
-    """The job with the shares that it asks for, laid out with equal ones. Raises ScenarioError."""
-    job = laid.scenario.job
-    if job.balance == "equal":
-        return laid
-    shares = shares_by_speed(laid.plan, job, laid.cluster, laid.traffic, laid.library, laid.shares)
-    return replace(laid, shares=shares, traffic=replace(laid.traffic, kind=shares.kind_of_rank))
-
-
-def with_batch(laid: LaidOut, batch: int) -> LaidOut:
-    """The same job on the same GPUs with another global batch."""
-    job = laid.scenario.job
-    parallelism = job.parallelism.model_copy(update={"data": laid.plan.data})
-    job = job.model_copy(update={"global_batch": batch, "batch_ramp": None, "parallelism": parallelism})
-    scenario = laid.scenario.model_copy(update={"job": job})
-    plan = derive(scenario)
-    shares = equal_shares(plan, job, laid.cluster)
-    traffic = replace(laid.traffic, kind=shares.kind_of_rank)
-    return balanced(LaidOut(scenario, plan, laid.cluster, shares, traffic, laid.library))
-
-
-def _tell(progress: Progress | None, what: str, share: float) -> None:
-    if progress is not None:
-        progress(what, share)
-
-
-def pricer_of(laid: LaidOut) -> Callable[[Compute, int], float]:
-    """Seconds of an operation's kernels on a node type."""
-    return kernel_pricer([node.gpu for node in laid.cluster.node_types], laid.scenario.job.precision)
-
-
-def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -> Setup:
-    """Compiles the programs of all rank classes of a folded job."""
-    overlap = laid.scenario.job.software.overlap
-    fluid = laid.scenario.run.collectives == "fluid"
-    slowdowns = (overlap.compute, overlap.transfer)
-    jitter = laid.scenario.jitter
-    varies = jitter is not None and jitter.kernel > 0
-    compiler = Compiler(quotient, laid.library, pricer_of(laid), slowdowns, absorb=fluid, grains=varies)
-    legs = [compiler.compile(laid.shares.kinds[rank.kind].programs[rank.stage], rank) for rank in quotient.ranks]
-    return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
-
-
-def folded(laid: LaidOut) -> tuple[Quotient, Pace | None]:
-    """The job folded as its scenario says. Raises TooManyClasses."""
-    run = laid.scenario.run
-    return fold(laid.traffic, "off" if run.collectives == "chunked" else run.fold, run.seed)
-
-
-def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Setup:
-    """Lays the job out, folds it and compiles it. Raises ScenarioError (located), DoesNotFit, TooManyClasses."""
-    laid = lay_out(scenario, progress, must_fit=must_fit)
-    _tell(progress, "folding", 0.3)
-    chunked = scenario.run.collectives == "chunked"
-    quotient, pace = folded(laid)
-    _tell(progress, "compiling", 0.9)
-    setup = compile_setup(laid, quotient, pace)
-    if chunked:
-        plan = laid.plan
-        together = plan.pipeline if plan.chunks > 1 else 1
-        refuse_many_messages(quotient, setup.legs, scenario.job.global_batch // plan.micro_batches, together)
-    return setup
 
 
 @no_collections()
@@ -200,7 +83,7 @@ def simulate(
     known = known or Known()
     before = known.start(first) if stretches else None
     with _within_floats():
-        setup = prepare(first, progress, must_fit=must_fit) if before is None else before[0].of(capped(first))
+        setup = prepare(first, progress, must_fit=must_fit) if before is None else before[0].of(first)
         ready = time.perf_counter()
         record, late = play_steps(setup, progress) if before is None else before[1]
         done = time.perf_counter()
@@ -209,7 +92,7 @@ def simulate(
         known.starts.append((first, setup, (record, late)))
     result = result_of(setup, record, ready - began, done - ready, ramp, late)
     if first.cluster.power_cap is not None:
-        _tell(progress, "playing a step without the power cap", 0.9)
+        tell(progress, "playing a step without the power cap", 0.9)
         free = prepare(uncapped(first), must_fit=must_fit)
         alike, differing = play_steps(free)
         result = result.with_cap(told_cap(first, result, result_of(free, alike, 0.0, 0.0, [], differing)))
@@ -217,19 +100,19 @@ def simulate(
         return result
 
     def step_time(other: Scenario) -> float:
-        _tell(progress, "playing a step of a damaged cluster", 0.9)
+        tell(progress, "playing a step of a damaged cluster", 0.9)
         return step_seconds(prepare(other, must_fit=must_fit))
 
     def played(other: Scenario) -> Played:
-        _tell(progress, "playing a step of a cluster that has changed", 0.9)
+        tell(progress, "playing a step of a cluster that has changed", 0.9)
         setup = prepare(other, must_fit=must_fit)
         record, late = play_steps(setup)
         there, job = setup.laid, other.job
         loads = loads_of(record, there.cluster, there.shares, job.precision)
         power = power_of(record, loads, there.scenario.cluster, float(job.global_batch * job.sequence_length))
-        return Played(there.plan, there.cluster, record.step_time if late is None else late.median, power)
+        return Played(there.plan, there.cluster, _median(record, late), power)
 
-    _tell(progress, "playing the campaign", 0.9)
+    tell(progress, "playing the campaign", 0.9)
     laid = setup.laid
     with _within_floats():
         setting = setting_of(first, laid.plan, laid.cluster, result.step_time_s, step_time)
@@ -260,7 +143,7 @@ def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int,
     sizes = stretches(job.batch_ramp, job.global_batch) if job.batch_ramp else []
     found = []
     for number, (batch, steps) in enumerate(sizes):
-        _tell(progress, f"playing a step of {batch:,} sequences", number / len(sizes))
+        tell(progress, f"playing a step of {batch:,} sequences", number / len(sizes))
         laid = with_batch(setup.laid, batch)
         alike = np.array_equal(laid.traffic.kind, setup.laid.traffic.kind)
         quotient, pace = (setup.quotient, setup.pace) if alike else folded(laid)
@@ -270,7 +153,11 @@ def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int,
 
 def step_seconds(setup: Setup) -> float:
     """s a step; of steps with jitter the median."""
-    record, late = play_steps(setup)
+    return _median(*play_steps(setup))
+
+
+def _median(record: StepRecord, late: Late | None) -> float:
+    """s a step: of steps with jitter the median."""
     return record.step_time if late is None else late.median
 
 

@@ -14,6 +14,7 @@ from colossim.engine.record import CATEGORIES, StepRecord, Timeline
 from colossim.errors import ScenarioError
 from colossim.explain import explain
 from colossim.jobs import stand
+from colossim.layout import lay_out
 from colossim.result.cost import cost_of, cost_of_campaign
 from colossim.result.power import (
     ACTIVITIES,
@@ -28,7 +29,6 @@ from colossim.result.power import (
 )
 from colossim.result.summary import said_power, text
 from colossim.scenario.power import capped, fixed_power, limits, uncapped
-from colossim.simulation import lay_out
 from colossim.workload.bound import arithmetic_shares
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream, arithmetic_time, kernel_time
 from colossim.workload.program import Compute, Pass, StageProgram

@@ -92,6 +92,20 @@ class Lateness:
         return _Replay(self, Seating(self.traffic, self.partition), paces[None], count, kernel, rng).play()
 
     @property
+    def draws(self) -> int:
+        """How many draws a step takes whose kernels vary."""
+        ranks = np.bincount(self.partition.rank).tolist()
+        found = 0
+        for entry in self.trace:
+            match entry:
+                case Played(members, segments, _):
+                    for member, segment in zip(members, segments, strict=True):
+                        found += ranks[member] * sum(stretch.grain > 0 for stretch in self.stretches(segment))
+                case Ran(member, _, grain):
+                    found += ranks[member] * (grain > 0)
+        return found
+
+    @property
     def approximate(self) -> bool:
         """Whether transfers met on links: lateness might part them, or bring them together."""
         before: dict[Communicator, float] = {}

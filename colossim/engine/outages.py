@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from colossim.draws import generator
 from colossim.engine.calendar import Calendar
-from colossim.engine.faults import Failures, generator
+from colossim.engine.faults import Failures
 from colossim.engine.log import Log
 from colossim.engine.setting import Era, Fewer, Part, Source, Wrong
 

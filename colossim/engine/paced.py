@@ -47,5 +47,18 @@ def paced(
     return tuple(replace(leg, steps=tuple(step(one) for one in leg.steps)) for leg in legs)
 
 
+def draws_of(legs: tuple[Leg, ...]) -> int:
+    """How many draws `paced` makes for them."""
+    found = 0
+    for leg in legs:
+        for one in leg.steps:
+            match one:
+                case Alone(segment) | Meeting(segment, _):
+                    found += sum(part.grain > 0 for part in segment.parts)
+                case Slowed(_, _, grain):
+                    found += grain > 0
+    return found
+
+
 def _longer(part: Part, factor: Callable[[float], float]) -> Part:
     return replace(part, seconds=part.seconds * factor(part.grain)) if part.grain else part

@@ -162,6 +162,13 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             )
             for key in ("checkpoint", "spares", "when_short")
         ),
+        ("jitter", jitter is not None and not jitter.given, "it says how GPUs differ by 0 %"),
+        ("jitter.slow.factor", slow is not None and slow.factor == 1.0, "slow machines take 1 times as long as others"),
+        (
+            "jitter.slow.share",
+            slow is not None and not slow.count(_machines(scenario, slow.per)),
+            f"that is none of the cluster's {_machines(scenario, slow.per):,} {slow.per}s" if slow is not None else "",
+        ),
         *(
             (
                 f"events.{i}",
@@ -170,13 +177,6 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
                 f"the run ends before, after {format_time(scenario.run.duration or 0.0)}",
             )
             for i, event in enumerate(scenario.events)
-        ),
-        ("jitter", jitter is not None and not jitter.given, "it says how GPUs differ by 0 %"),
-        ("jitter.slow.factor", slow is not None and slow.factor == 1.0, "slow machines take 1 times as long as others"),
-        (
-            "jitter.slow.share",
-            slow is not None and not slow.count(_machines(scenario, slow.per)),
-            f"that is none of the cluster's {_machines(scenario, slow.per):,} {slow.per}s" if slow is not None else "",
         ),
         (
             "run.seed",

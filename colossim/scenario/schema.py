@@ -1,7 +1,6 @@
 """The scenario: what a user says about a cluster, a job and a run.
 
 Each field is declared once, with unit, default and meaning: the reader, JSON Schema and the docs follow.
-Keys of capabilities that are not there yet are known, and say so.
 """
 
 from __future__ import annotations
@@ -33,9 +32,6 @@ from colossim.scenario.events import Event
 from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec, NamedJob
 from colossim.scenario.power import PowerCap, Price
-
-#: Keys of the contract whose capability comes later: path, and what it comes with.
-LATER_KEYS: dict[tuple[str, ...], str] = {}
 
 
 class NodeGroup(Facts):
@@ -187,8 +183,8 @@ class Scenario(Facts):
             run = data.get("run")
             for key, there in (
                 ("faults", "faults" in data),
-                ("events", "events" in data),
                 ("jitter", "jitter" in data),
+                ("events", "events" in data),
                 ("run.duration", isinstance(run, dict) and "duration" in run),
             ):
                 if there:
