@@ -26,8 +26,8 @@ from colossim.scenario.jitter import Jitter
 from colossim.scenario.schema import Scenario
 from colossim.traffic import Traffic
 
-#: Draws that are made for all steps together, about 20 ns each; GPU by GPU, about 2 us each. More steps aren't played.
-_DRAWS, _DRAWS_UNFOLDED = 40_000_000, 1_000_000
+#: Draws for all steps together, about 20 ns each; GPU by GPU draws and events, some us each. More steps aren't played.
+_DRAWS, _UNFOLDED = 40_000_000, 1_000_000
 #: What all kernels are stretched by to see what a step makes of it.
 _NUDGE = 1.01
 
@@ -82,8 +82,8 @@ def late_steps(
     record = play(legs, None if whole else trace)
     steps: _Played
     if whole:
-        each = sum(draws_of(program) for program in legs)
-        count = min(run.steps, max(1, _DRAWS_UNFOLDED // max(1, each)))
+        each = record.events + sum(draws_of(program) for program in legs)
+        count = min(run.steps, max(1, _UNFOLDED // each))
         steps = _Unfolded(quotient, legs, play, jitter.kernel, run.seed, count)
     else:
         lateness = Lateness(trace, traffic, quotient, scenario.job.software.overlap.compute)
@@ -152,6 +152,8 @@ class _Unfolded:
 
 def _told(jitter: Jitter, cluster: Cluster, ranks: int, seed: int, undisturbed: float, steps: _Played) -> Late:
     """What the steps are, and what of it each kind of jitter costs alone."""
+    if not jitter.given:
+        return Late(np.array([undisturbed]), undisturbed, {}, 1.0, None, 0, False)
     paces = paces_of(cluster, jitter, seed)[:ranks]
     kinds = {name: Jitter(**{name: getattr(jitter, name)}) for name in ("gpu", "slow") if getattr(jitter, name)}
     alone = [paces_of(cluster, kind, seed)[:ranks] for kind in kinds.values()]

@@ -39,21 +39,31 @@ def with_slowest(cluster: Cluster, ranks: int) -> Cluster:
 
 
 def slow_gpus(cluster: Cluster, jitter: Jitter, seed: int) -> NDArray[np.bool_]:
-    """(gpus,) whether each is on a slow machine: so many as the share says, rounded, at random places."""
+    """(gpus,) whether each is on a slow machine: so many as the share says, rounded, at random places.
+
+    Each machine draws a number that it keeps, wherever jobs stand and whatever comes behind it; the lowest are slow.
+    """
     found = np.zeros(cluster.gpus, dtype=bool)
     if jitter.slow is not None:
-        place = cluster.gpu_node if jitter.slow.per == "node" else np.arange(cluster.gpus)
-        machines = int(place[-1]) + 1
-        chosen = generator(seed, "jitter.slow").permutation(machines)[: jitter.slow.count(machines)]
-        found = np.isin(place, chosen)
+        place = cluster.gpu_node if jitter.slow.per == "node" else _numbers(cluster)
+        machines = int(place.max()) + 1
+        order = np.argsort(generator(seed, "jitter.slow").random(machines), kind="stable")
+        found = np.isin(place, order[: jitter.slow.count(machines)])
     return found
 
 
 def paces_of(cluster: Cluster, jitter: Jitter, seed: int) -> NDArray[np.float64]:
     """(gpus,) time that each GPU's kernels take over their mean: lognormal with a mean of 1, times the factor of slow ones."""
     spread = log_spread(jitter.gpu)
-    draws = generator(seed, "jitter.gpu").standard_normal(cluster.gpus)
+    draws = generator(seed, "jitter.gpu").standard_normal(cluster.gpus)[_numbers(cluster)]
     paces = np.exp(spread * draws - spread**2 / 2.0)
     if jitter.slow is not None:
         paces[slow_gpus(cluster, jitter, seed)] *= jitter.slow.factor
     return np.asarray(paces)
+
+
+def _numbers(cluster: Cluster) -> NDArray[np.int64]:
+    """(gpus,) of each GPU by node and place in it, whatever job it stands for first."""
+    numbers = np.empty(cluster.gpus, np.int64)
+    numbers[np.lexsort((cluster.gpu_local, cluster.gpu_node))] = np.arange(cluster.gpus)
+    return numbers

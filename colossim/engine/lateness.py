@@ -107,19 +107,19 @@ class Lateness:
 
     @property
     def approximate(self) -> bool:
-        """Whether transfers met on links: lateness might part them, or bring them together."""
-        before: dict[Communicator, float] = {}
+        """Whether a transfer's own time could hang on who is late: where others use its links, or kernels slow it."""
+        users: dict[int, set[Communicator]] = {}
         for entry in self.trace:
+            if isinstance(entry, Ran):
+                return True
             if isinstance(entry, Posted) and entry.call.size > 0:
-                call, communicator = entry.call, entry.call.owner.communicator
-                assert call.posted is not None
-                assert call.ended is not None
-                fair = (self._capacity[link] / weight for link, weight in call.links)
-                alone = call.latency + call.size / min([call.reach, *fair])
-                if call.ended - max(call.posted, before.get(communicator, 0.0)) > alone * (1 + 1e-6):
+                call = entry.call
+                # Others of its class may share a link, without jitter at the same time.
+                if any(weight > 1 and self._capacity[link] < call.reach * weight for link, weight in call.links):
                     return True
-                before[communicator] = call.ended
-        return False
+                for link, _ in call.links:
+                    users.setdefault(link, set()).add(call.owner.communicator)
+        return any(len(those) > 1 for those in users.values())
 
     def stretches(self, segment: Segment) -> list[Stretch]:
         """Those of a segment, which the trace keeps alive."""

@@ -198,7 +198,11 @@ def build_result(
     step = float(np.median(seconds))
     critical = record.timelines[record.critical]
     breakdown = dict(zip(CATEGORIES, (float(s) for s in critical.seconds()), strict=True))
-    breakdown["straggler"] += step - record.step_time
+    if step >= record.step_time:
+        breakdown["straggler"] += step - record.step_time
+    else:
+        # The GPUs that were drawn are faster than the mean.
+        breakdown = {name: seconds * step / record.step_time for name, seconds in breakdown.items()}
     per_gpu = model_flops_per_step / step / plan.world
     links = _links(record)
     power = power_of(record, loads, scenario.cluster, tokens_per_step, step)
@@ -273,11 +277,13 @@ def build_result(
 
 def _steps(seconds: Sequence[float], tokens: float, needed: float) -> tuple[dict[str, float], ...]:
     """A row a step. tokens: a step.  needed: s that its model FLOPs would take at the GPUs' peak."""
+    alike = len(set(seconds)) == 1
+    ends = (seconds[0] * np.arange(1, len(seconds) + 1) if alike else np.cumsum(seconds)).tolist()
     return tuple(
         {
             "step": i,
-            "start_s": sum(seconds[:i]) if len(set(seconds)) > 1 else i * step,
-            "end_s": sum(seconds[: i + 1]) if len(set(seconds)) > 1 else (i + 1) * step,
+            "start_s": ends[i - 1] if i else 0.0,
+            "end_s": ends[i],
             "step_time_s": step,
             "tokens": tokens,
             "tokens_per_s": tokens / step,

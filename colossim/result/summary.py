@@ -124,7 +124,7 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
         *_power(result),
     ]
     if result.jitter is not None:
-        facts.append(("stragglers", *_stragglers(result.jitter)))
+        facts.append(("jitter", *_jitter(result.jitter)))
     if result.ramp is not None:
         ramp = result.ramp
         more = (
@@ -176,7 +176,7 @@ def said_power(result: Result) -> str:
     )
 
 
-def _stragglers(jitter: dict[str, Any]) -> tuple[str, str]:
+def _jitter(jitter: dict[str, Any]) -> tuple[str, str]:
     """What GPUs that differ cost a step, and the rest of the line."""
     cost, plain = jitter["cost_s"], jitter["undisturbed_s"]
     words = [f"{name} alone {format_time(each)}" for name, each in jitter["of_each_s"].items()]
