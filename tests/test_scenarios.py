@@ -26,6 +26,8 @@ SEED = (
     "grok2-15k",
     "grok3-colossus",
     "million-gpus",
+    "stragglers-12k: and kernels that vary",
+    "stragglers-12k: and each GPU by 0.5 %",
     "quickstart",
 )
 
@@ -63,6 +65,8 @@ LONG = {
     "colossus-200k: h100-only",
     *(f"colossus-200k-long: {case}" for case in ("equal", "speed", "settings")),
     "million-gpus",
+    "stragglers-12k: and kernels that vary",
+    "stragglers-12k: and each GPU by 0.5 %",
     *(key for key in VARIANTS if key.startswith(("korthikanti-2022: 530B", "korthikanti-2022: 1T"))),
     *(key for key in VARIANTS if key.startswith("colossus-expansion")),
 }
