@@ -60,8 +60,18 @@ def mtbf_of(sources: tuple[Source, ...]) -> float:
 
 
 def spares_of(scenario: Scenario, plan: Plan) -> int:
-    """Nodes that stand by: those that the job leaves free, or so many of them as the scenario says."""
-    return sum(count for _, count in plan.spares) if scenario.spares is None else scenario.spares
+    """Nodes that stand by at once: those that the job leaves free, or so many of them as the scenario says.
+
+    Raises ScenarioError (located) if warm ones aren't free beside them.
+    """
+    free = sum(count for _, count in plan.spares)
+    warm = 0 if scenario.warm is None else scenario.warm.nodes
+    left = free - (scenario.spares or 0)
+    if warm > left:
+        beside = f" beside {scenario.spares:,} spares" if scenario.spares else ""
+        message = f"{warm:,} nodes: the job leaves {left:,} free{beside}: {left:,} would do, or fewer replicas"
+        raise scenario.located(ScenarioError([Problem("warm.nodes", message)]))
+    return free - warm if scenario.spares is None else scenario.spares
 
 
 def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Setting:
@@ -100,6 +110,9 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
         step_of=Damage(scenario, plan, cluster, step_s, step_time).step_of,
         fewer=fewer_of(scenario, plan),
         regrow=scenario.regrow == "at once",
+        crews=None if scenario.repairs is None else scenario.repairs.crews,
+        warm=0 if scenario.warm is None else scenario.warm.nodes,
+        join=0.0 if scenario.warm is None else scenario.warm.join,
     )
 
 

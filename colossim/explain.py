@@ -145,6 +145,10 @@ def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
             f"; the best interval is {best}" if best else ""
         )
     section["spares"] = f"{spares_of(scenario, plan):,} nodes"
+    if scenario.warm is not None:
+        section["spares"] += f", and {scenario.warm.nodes:,} that take {format_time(scenario.warm.join)} to join"
+    if scenario.repairs is not None:
+        section["repairs"] = f"{scenario.repairs.crews:,} at a time"
     sizes = fewer_of(scenario, plan)
     if sizes:
         largest = f"{sizes[0].replicas:,} of {plan.data:,} on {sizes[0].nodes:,} nodes"

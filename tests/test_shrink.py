@@ -31,7 +31,9 @@ def in_places(monkeypatch, *strikes):
     """Faults at (s, component), however often it is asked."""
     left = list(strikes)
     monkeypatch.setattr(Failures, "next", lambda self: left[0] if left else (math.inf, 0))
-    monkeypatch.setattr(Failures, "renew", lambda self, component, when: left.pop(0))
+    monkeypatch.setattr(
+        Failures, "renew", lambda self, component, when: left and left[0][1] == component and left.pop(0)
+    )
 
 
 # -- by hand -------------------------------------------------------------------------------------------------------------

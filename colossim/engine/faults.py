@@ -28,6 +28,8 @@ class Failures:
         self._ends: np.ndarray | None = None
         #: Of exponential lifetimes: when a component is there again.
         self._until: dict[int, float] = {}
+        #: Those that are away until somebody says that they are back.
+        self._gone: set[int] = set()
         if kind.shape != 1.0:
             self._scale = kind.mtbf / math.gamma(1.0 + 1.0 / kind.shape)
             self._ends = now + self._lives(count)
@@ -37,13 +39,14 @@ class Failures:
         return self._scale * self.rng.weibull(self.kind.shape, count)
 
     def next(self) -> tuple[float, int]:
-        """(s at which the next component fails, its number)."""
+        """(s at which the next component fails, its number); infinity if none is there and nobody knows when one will be."""
         if self._ends is None:
-            while True:
+            while len(self._gone) < self.count:
                 self.now += float(self.rng.exponential(self.kind.mtbf / self.count))
                 component = int(self.rng.integers(self.count))
                 if self._until.get(component, 0.0) <= self.now:
                     return self.now, component
+            return math.inf, 0
         component = int(np.argmin(self._ends))
         self.now = float(self._ends[component])
         return self.now, component
@@ -52,11 +55,13 @@ class Failures:
         """A component, or the one in its place, is new from `when` on, and until then can't fail."""
         if self._ends is None:
             self._until[component] = when
+            (self._gone.add if when == math.inf else self._gone.discard)(component)
         else:
             self._ends[component] = when + self._scale * float(self.rng.weibull(self.kind.shape))
 
     def resize(self, count: int, now: float) -> None:
         """So many components from now on: the first are those that were there, others are new. `next` is to be asked anew."""
+        self._gone = {component for component in self._gone if component < count}
         if self._ends is not None:
             new = now + self._lives(max(0, count - self.count))
             self._ends = np.concatenate([self._ends[:count], new])
@@ -82,6 +87,7 @@ class Failures:
         made = cls.__new__(cls)
         made.kind, made.rng, made.count, made.now = kind, rng, state["count"], state["now"]
         made._until = {component: when for component, when in state["until"]}
+        made._gone = {component for component, when in state["until"] if when == math.inf}
         made._ends = None if state["ends"] is None else np.array(state["ends"])
         if kind.shape != 1.0:
             made._scale = kind.mtbf / math.gamma(1.0 + 1.0 / kind.shape)

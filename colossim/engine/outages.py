@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Any
 
 from colossim.engine.calendar import Calendar
@@ -22,6 +23,10 @@ class Fault:
     component: int
     time: float
     node: int | None
+
+
+#: (class, component if it is there again then, s of repair, what is due then, what that is about)
+Repair = tuple[str, int | None, float, str, Sequence[Any]]
 
 
 class Outages:
@@ -46,7 +51,11 @@ class Outages:
         self.failures: dict[str, Failures] = {}
         #: Numbers of the timers of the next fault of each class.
         self._next: dict[str, int] = {}
-        self.spares = era.spares
+        #: Spares that stand by, those that have to join first, and those that do.
+        self.spares, self.warm, self.joining = era.spares, era.warm, 0
+        #: Crews at work, and what waits for one, in the order in which it was found: s of repair, and what is due then.
+        self.busy = 0
+        self.queue: deque[Repair] = deque()
         #: The job's nodes in whose place none stands, in the order in which they went; switches that are dead.
         self.empty: deque[int] = deque()
         self.switches = 0
@@ -62,6 +71,9 @@ class Outages:
             "repaired": self._repaired,
             "found": self._found,
             "node": self._node_back,
+            "joined": self._joined,
+            "reported": self._reported,
+            "mended": self._mended_by_crew,
             "switch": self._switch_back,
         }
 
@@ -103,12 +115,14 @@ class Outages:
     # -- eras --------------------------------------------------------------------------------------------------------
     def go_over(self, era: Era) -> None:
         """Another era: what is away stays away, and lacks where spares are too few; what fails next is drawn anew."""
-        out = self.era.spares - self.spares + len(self.empty)
-        lacking = min(max(0, out - era.spares), era.nodes)
+        stood, stand = self.era.spares + self.era.warm, era.spares + era.warm
+        out = stood - self.spares - self.warm + len(self.empty)
+        lacking = min(max(0, out - stand), era.nodes)
         held = [node for node in self.empty if node < era.nodes][:lacking]
         others = (node for node in reversed(range(era.nodes)) if node not in held)
         self.empty = deque([*held, *islice(others, lacking - len(held))])
-        self.spares = max(0, era.spares - out)
+        self.spares = min(era.spares, max(0, stand - out))
+        self.warm = max(0, stand - out) - self.spares
         self.era, self.size, self.idle = era, None, set()
         self.begin()
 
@@ -140,18 +154,19 @@ class Outages:
         repair = failures.repair() if there else 0.0
         # Another takes the place of what goes away, and what concerns the job as a whole is gone with the restart.
         stays = source.owner == "leaf" or kind.effect in ("degrade", "slow")
-        failures.renew(component, now + (kind.detect + repair if stays else 0.0))
+        crews = self.era.crews is not None and stays and there
+        failures.renew(component, inf if crews else now + (kind.detect + repair if stays else 0.0))
         if there:
             self.log.faults[name] += 1
             if kind.effect in ("degrade", "slow"):
                 what = (source.part, kind.to, source.place_of(component), node)
                 self._change(1, *what)
-                self.calendar.at(now + (kind.detect + repair), "repaired", *what)
+                self._repair(name, component, repair, "repaired", what, kind.detect)
             elif kind.effect == "corrupt" and node not in self.idle:
                 self.unfound.append(now)
                 self.calendar.at(now + kind.detect, "found", name, component, now, node, repair)
             else:
-                self._stop(Fault(source, component, now, node), kind.detect + repair)
+                self._stop(Fault(source, component, now, node), repair, kind.detect)
         self._ask(name)
 
     def _change(self, count: int, part: Part, left: float, place: int, node: int | None) -> None:
@@ -166,11 +181,11 @@ class Outages:
 
     def _found(self, name: str, component: int, time: float, node: int | None, repair: float) -> None:
         self.unfound.remove(time)
-        self._stop(Fault(self.sources[name], component, time, node), repair)
+        self._stop(Fault(self.sources[name], component, time, node), repair, 0.0)
 
-    def _stop(self, fault: Fault, seconds: float) -> None:
-        """seconds: until what failed is back."""
-        when = self.calendar.now + seconds
+    def _stop(self, fault: Fault, repair: float, detect: float) -> None:
+        """repair: s; detect: s until it can begin."""
+        name = fault.source.name
         if fault.node is not None:
             # A spare takes its place, or the job is short of one until some node is back.
             idle = fault.node in self.idle
@@ -179,14 +194,55 @@ class Outages:
             else:
                 self.empty.append(fault.node)
                 self.idle.discard(fault.node)
-            self.calendar.at(when, "node")
+                if self.warm:
+                    self.warm -= 1
+                    self.joining += 1
+                    self.calendar.at(self.calendar.now + detect + self.era.join, "joined")
+            self._repair(name, None, repair, "node", (), detect)
             if idle:
                 return
         elif fault.source.owner == "leaf":
             # Nothing stands in for a switch.
             self.switches += 1
-            self.calendar.at(when, "switch")
+            self._repair(name, fault.component, repair, "switch", (), detect)
         self._tell(fault)
+
+    # -- repairs -----------------------------------------------------------------------------------------------------
+    def _repair(
+        self, name: str, component: int | None, repair: float, due: str, what: tuple[Any, ...], detect: float
+    ) -> None:
+        """What is due when it is repaired. component: that is itself there again then, and not another in its place."""
+        if self.era.crews is None:
+            self.calendar.at(self.calendar.now + (detect + repair), due, *what)
+        else:
+            self.calendar.at(self.calendar.now + detect, "reported", name, component, repair, due, what)
+
+    def _reported(self, name: str, component: int | None, repair: float, due: str, what: Sequence[Any]) -> None:
+        self.queue.append((name, component, repair, due, what))
+        self._send_crews()
+
+    def _send_crews(self) -> None:
+        """First come, first served."""
+        while self.queue and (self.era.crews is None or self.busy < self.era.crews):
+            name, component, repair, due, what = self.queue.popleft()
+            self.busy += 1
+            self.calendar.at(self.calendar.now + repair, "mended", name, component, due, what)
+
+    def _mended_by_crew(self, name: str, component: int | None, due: str, what: Sequence[Any]) -> None:
+        self.busy -= 1
+        self._send_crews()
+        if component is not None:
+            # When it would be there again nobody knew: what fails next is drawn anew.
+            failures, now = self.failures[name], self.calendar.now
+            failures.resize(failures.count, now)
+            failures.renew(component, now)
+            self.calendar.cancel(self._next[name])
+            self._ask(name)
+        self.calendar.due[due](*what)
+
+    def _joined(self) -> None:
+        self.joining -= 1
+        self._node_back()
 
     def _node_back(self) -> None:
         if self.empty:
@@ -195,8 +251,10 @@ class Outages:
                 self.idle.add(place)
                 self._tell(None)
             self._mended()
-        else:
+        elif self.spares < self.era.spares:
             self.spares += 1
+        else:
+            self.warm += 1
 
     def _switch_back(self) -> None:
         self.switches -= 1
@@ -207,7 +265,9 @@ class Outages:
         """All but the timers, as plain values."""
         return {
             "failures": {name: one.state() for name, one in self.failures.items()},
-            "spares": self.spares,
+            "spares": [self.spares, self.warm, self.joining],
+            "busy": self.busy,
+            "queue": list(self.queue),
             "empty": list(self.empty),
             "switches": self.switches,
             "wrong": [[*what, count] for what, count in self.wrong.items()],
@@ -223,7 +283,8 @@ class Outages:
             name: Failures.restore(self.sources[name].kind, one) for name, one in state["failures"].items()
         }
         self._next = {what[0]: number for number, (_, kind, what) in self.calendar.timers().items() if kind == "fault"}
-        self.spares, self.switches = state["spares"], state["switches"]
+        self.spares, self.warm, self.joining = state["spares"]
+        self.switches, self.busy, self.queue = state["switches"], state["busy"], deque(state["queue"])
         self.empty = deque(state["empty"])
         self.wrong = {(part, left, place, node): count for part, left, place, node, count in state["wrong"]}
         self.size = next((size for size in self.era.fewer if size.replicas == state["size"]), None)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from colossim import units
 from colossim.catalog.facts import Facts
-from colossim.catalog.quantities import Quantity, Rate, Seconds
+from colossim.catalog.quantities import Positive, Quantity, Rate, Seconds
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,18 @@ class Checkpoint(Facts):
     def best(self) -> bool:
         """Whether the interval is to be found."""
         return self.interval == 0.0
+
+
+class Repairs(Facts):
+    """Who repairs what has failed."""
+
+    crews: Positive = Field(description="that repair one thing each, in the order in which it was found")
+
+
+class Warm(Facts):
+    """Spares that aren't ready at once."""
+
+    nodes: Positive = Field(description="that stand by beside `spares`, for when none of these is left")
+    join: Seconds = Field(
+        description="s from a fault's detection until one has booted, is checked, and can join the job"
+    )

@@ -158,7 +158,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
                 scenario.faults is None and scenario.run.duration is None and not scenario.events,
                 "nothing fails: write `faults`",
             )
-            for key in ("checkpoint", "spares", "when_short")
+            for key in ("checkpoint", "spares", "warm", "repairs", "when_short")
         ),
         *(
             (
@@ -168,6 +168,10 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
                 f"the run ends before, after {format_time(scenario.run.duration or 0.0)}",
             )
             for i, event in enumerate(scenario.events)
+        ),
+        *(
+            (key, scenario.when_short == "wait", "the job waits for a node: `when_short: shrink`")
+            for key in ("regrow", "short_batch")
         ),
         (
             "run.seed",
