@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from colossim.catalog.faults import FaultClass
 from colossim.cluster import Cluster
 from colossim.damage import Damage, StepTime, fewer_of, places_of
 from colossim.engine.setting import Era, Setting, Source
@@ -43,9 +46,20 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     classes = scenario.faults.classes
     owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
     return tuple(
-        Source(name, classes[name], owner, counts[owner], None if classes[name].stops else places.get(owner))
+        Source(
+            name,
+            classes[name],
+            owner,
+            _count(classes[name], counts, owner),
+            None if classes[name].stops else places.get(owner),
+        )
         for name, owner in owners.items()
     )
+
+
+def _count(kind: FaultClass, counts: dict[str, int], owner: str) -> int:
+    """Components of a class. counts: those of each owner but racks, whose size the class says."""
+    return math.ceil(counts["node"] / kind.radius.nodes) if kind.radius is not None else counts[owner]
 
 
 def nodes_of(plan: Plan, cluster: Cluster) -> int:

@@ -40,7 +40,7 @@ from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import active_parameters, parameters
 
 Section = dict[str, str]
-_OWNERS = {"gpu": "GPUs", "node": "nodes", "leaf": "leaf switches", "job": "job"}
+_OWNERS = {"gpu": "GPUs", "node": "nodes", "rack": "racks", "leaf": "leaf switches", "job": "job"}
 #: Links that are named.
 _NAMED = 4
 

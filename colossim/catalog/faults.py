@@ -7,18 +7,25 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from colossim.catalog.facts import Entry, Facts
-from colossim.catalog.quantities import Factor, Seconds, SomeSeconds, SomeShare
+from colossim.catalog.quantities import Factor, Positive, Seconds, SomeSeconds, SomeShare
 
-Component = Literal["gpu", "node", "leaf", "job"]
+Component = Literal["gpu", "node", "rack", "leaf", "job"]
 Effect = Literal["stop", "degrade", "slow", "corrupt"]
 
 #: Of what there is one for each fault of a class, by the class's name; a `link` is a NIC's, of which each GPU has one.
 OWNERS: dict[str, Component] = {
     **dict.fromkeys(("gpu", "hbm", "nvlink", "nic", "link"), "gpu"),
     **dict.fromkeys(("node", "host", "nvswitch"), "node"),
+    **dict.fromkeys(("rack", "power"), "rack"),
     **dict.fromkeys(("leaf", "switch"), "leaf"),
     **dict.fromkeys(("job", "software", "storage"), "job"),
 }
+
+
+class Radius(Facts):
+    """What a fault takes at once."""
+
+    nodes: Positive = Field(description="neighbours that hang together: a rack's, or those of a power domain")
 
 
 class FaultClass(Facts):
@@ -32,8 +39,10 @@ class FaultClass(Facts):
 
     mtbf: SomeSeconds = Field(description="s, mean time between failures of one component")
     per: Component | None = Field(
-        default=None, description="what there is one component for: gpu, node, leaf switch or job; by the class's name"
+        default=None,
+        description="what there is one component for: gpu, node, rack, leaf switch or job; by the class's name",
     )
+    radius: Radius | None = Field(default=None, description="what a rack's fault takes at once: all its nodes")
     effect: Effect = Field(default="stop", description="what it does to the job")
     to: SomeShare = Field(
         default="50 %", validate_default=True, description="what a degraded link or a slow GPU keeps of its rate"

@@ -17,12 +17,12 @@ from colossim.engine.setting import Era, Fewer, Part, Source, Wrong
 
 @dataclass(frozen=True)
 class Fault:
-    """What stops the job. time: s at which it struck; node: of the job, that it takes away."""
+    """What stops the job. time: s at which it struck; nodes: of the job, that it takes away."""
 
     source: Source
     component: int
     time: float
-    node: int | None
+    nodes: tuple[int, ...]
 
 
 #: (class, component if it is there again then, s of repair, what is due then, what that is about)
@@ -70,7 +70,7 @@ class Outages:
             "fault": self._strike,
             "repaired": self._repaired,
             "found": self._found,
-            "node": self._node_back,
+            "nodes": self._nodes_back,
             "joined": self._joined,
             "reported": self._reported,
             "mended": self._mended_by_crew,
@@ -149,8 +149,9 @@ class Outages:
     # -- faults ------------------------------------------------------------------------------------------------------
     def _strike(self, name: str, component: int) -> None:
         source, failures, now = self.sources[name], self.failures[name], self.calendar.now
-        kind, node = source.kind, source.node_of(component, self.era.nodes)
-        there = node not in self.empty
+        kind, of = source.kind, source.nodes_of(component, self.era.nodes)
+        nodes = tuple(node for node in of if node not in self.empty)
+        there = bool(nodes) or not of
         repair = failures.repair() if there else 0.0
         # Another takes the place of what goes away, and what concerns the job as a whole is gone with the restart.
         stays = source.owner == "leaf" or kind.effect in ("degrade", "slow")
@@ -159,14 +160,14 @@ class Outages:
         if there:
             self.log.faults[name] += 1
             if kind.effect in ("degrade", "slow"):
-                what = (source.part, kind.to, source.place_of(component), node)
+                what = (source.part, kind.to, source.place_of(component), nodes[0] if nodes else None)
                 self._change(1, *what)
                 self._repair(name, component, repair, "repaired", what, kind.detect)
-            elif kind.effect == "corrupt" and node not in self.idle:
+            elif kind.effect == "corrupt" and not self._idle(nodes):
                 self.unfound.append(now)
-                self.calendar.at(now + kind.detect, "found", name, component, now, node, repair)
+                self.calendar.at(now + kind.detect, "found", name, component, now, nodes, repair)
             else:
-                self._stop(Fault(source, component, now, node), repair, kind.detect)
+                self._stop(Fault(source, component, now, nodes), repair, kind.detect)
         self._ask(name)
 
     def _change(self, count: int, part: Part, left: float, place: int, node: int | None) -> None:
@@ -179,26 +180,22 @@ class Outages:
     def _repaired(self, part: Part, left: float, place: int, node: int | None) -> None:
         self._change(-1, part, left, place, node)
 
-    def _found(self, name: str, component: int, time: float, node: int | None, repair: float) -> None:
+    def _found(self, name: str, component: int, time: float, nodes: Sequence[int], repair: float) -> None:
         self.unfound.remove(time)
-        self._stop(Fault(self.sources[name], component, time, node), repair, 0.0)
+        self._stop(Fault(self.sources[name], component, time, tuple(nodes)), repair, 0.0)
+
+    def _idle(self, nodes: Sequence[int]) -> bool:
+        """Whether the job stands on none of these."""
+        return bool(nodes) and self.idle.issuperset(nodes)
 
     def _stop(self, fault: Fault, repair: float, detect: float) -> None:
         """repair: s; detect: s until it can begin."""
         name = fault.source.name
-        if fault.node is not None:
-            # A spare takes its place, or the job is short of one until some node is back.
-            idle = fault.node in self.idle
-            if self.spares:
-                self.spares -= 1
-            else:
-                self.empty.append(fault.node)
-                self.idle.discard(fault.node)
-                if self.warm:
-                    self.warm -= 1
-                    self.joining += 1
-                    self.calendar.at(self.calendar.now + detect + self.era.join, "joined")
-            self._repair(name, None, repair, "node", (), detect)
+        if fault.nodes:
+            idle = self._idle(fault.nodes)
+            for node in fault.nodes:
+                self._lose(node, detect)
+            self._repair(name, None, repair, "nodes", (len(fault.nodes),), detect)
             if idle:
                 return
         elif fault.source.owner == "leaf":
@@ -206,6 +203,18 @@ class Outages:
             self.switches += 1
             self._repair(name, fault.component, repair, "switch", (), detect)
         self._tell(fault)
+
+    def _lose(self, node: int, detect: float) -> None:
+        """A spare takes its place, or the job is short of one until some node is back."""
+        if self.spares:
+            self.spares -= 1
+            return
+        self.empty.append(node)
+        self.idle.discard(node)
+        if self.warm:
+            self.warm -= 1
+            self.joining += 1
+            self.calendar.at(self.calendar.now + detect + self.era.join, "joined")
 
     # -- repairs -----------------------------------------------------------------------------------------------------
     def _repair(
@@ -243,6 +252,10 @@ class Outages:
     def _joined(self) -> None:
         self.joining -= 1
         self._node_back()
+
+    def _nodes_back(self, count: int) -> None:
+        for _ in range(count):
+            self._node_back()
 
     def _node_back(self) -> None:
         if self.empty:

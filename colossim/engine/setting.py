@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A class of faults and the components that have them. owner: what they are of; away: whether a fault takes a node away.
+    """A class of faults and the components that have them. owner: what they are of.
 
     places: (count,) where in the job each is, for what a slow one costs there; all in place 0 if absent.
     """
@@ -42,13 +42,12 @@ class Source:
     count: int
     places: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def away(self) -> bool:
-        return self.owner in ("gpu", "node")
-
-    def node_of(self, component: int, nodes: int) -> int | None:
-        """The job's node that a component is in or is, of so many; None if a fault takes no node away."""
-        return component * nodes // self.count if self.away else None
+    def nodes_of(self, component: int, nodes: int) -> tuple[int, ...]:
+        """Of so many nodes of the job those that a fault takes away: a GPU's, itself, a rack's; none of a leaf or a job."""
+        if self.owner == "rack":
+            size = self.kind.radius.nodes if self.kind.radius is not None else 1
+            return tuple(range(component * size, min((component + 1) * size, nodes)))
+        return (component * nodes // self.count,) if self.owner in ("gpu", "node") else ()
 
     def place_of(self, component: int) -> int:
         """Where in the job a component is."""

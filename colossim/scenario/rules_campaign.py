@@ -46,10 +46,18 @@ def _check_faults(scenario: Scenario, report: Callable[[str, str], None]) -> Non
     for name, kind in faults.classes.items():
         owner = faults.owner(name)
         if owner is None:
-            message = "is no component that is known: say `per` (gpu, node, leaf or job) in it, or name it one of"
+            message = "is no component that is known: say `per` (gpu, node, rack, leaf or job) in it, or name it one of"
             report(f"faults.{name}", f"{message} {', '.join(OWNERS)}")
         elif owner == "leaf" and fabric.type not in LEAFY:
             report(f"faults.{name}", f"a fabric of type {fabric.type} has no leaf switches that could fail")
+        elif owner == "rack" and kind.radius is None:
+            report(
+                f"faults.{name}.radius", "is missing: the nodes that a rack's fault takes at once, such as {nodes: 8}"
+            )
+        elif owner != "rack" and kind.radius is not None:
+            report(f"faults.{name}.radius", f"is of a rack, not of a {owner}: `per: rack` would do")
+        elif owner == "rack" and kind.effect != "stop":
+            report(f"faults.{name}.effect", f"{kind.effect} is of no rack: stop would do")
         elif owner not in _OF.get(kind.effect, (owner,)):
             whose = " or ".join(_OF[kind.effect])
             report(f"faults.{name}.effect", f"{kind.effect} is of a {whose}, not of a {owner}: stop would do")
