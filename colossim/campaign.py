@@ -166,7 +166,11 @@ def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float
 
 def _check_events(seconds: float, era: Era) -> None:
     """Raises SimulationError if checkpoints and faults are too many to be played."""
-    events = seconds / era.interval + sum(seconds * source.count / source.kind.mtbf for source in era.sources)
+    events = seconds / era.interval
+    for source in era.sources:
+        infant = source.kind.infant
+        more = 0.0 if infant is None else (infant.factor - 1.0) * min(infant.lasts, seconds)
+        events += (seconds + more) * source.count / source.kind.mtbf
     if events > MOST_EVENTS:
         raise SimulationError(
             f"{events:,.3g} checkpoints and faults in {format_time(seconds)} are more than can be played: at most"

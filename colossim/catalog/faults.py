@@ -28,6 +28,13 @@ class Radius(Facts):
     nodes: Positive = Field(description="neighbours that hang together: a rack's, or those of a power domain")
 
 
+class Infant(Facts):
+    """How much more often what is new fails: 1 + (factor - 1) exp(-age/lasts) times, age since it joined the cluster."""
+
+    factor: Annotated[Factor, Field(ge=1, le=1000)] = Field(description="times as often on the first day")
+    lasts: SomeSeconds = Field(description="s in which what is more falls to 37 %")
+
+
 class FaultClass(Facts):
     """Faults of one kind.
 
@@ -56,6 +63,10 @@ class FaultClass(Facts):
     )
     shape: Annotated[Factor, Field(ge=0.1, le=100)] = Field(
         default=1.0, description="of Weibull lifetimes: below 1 what is new fails more often (infant mortality)"
+    )
+
+    infant: Infant | None = Field(
+        default=None, description="how much more often components fail that are new; what takes a place is as old as it"
     )
 
     @property
