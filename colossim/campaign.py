@@ -43,7 +43,7 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     gpus = places_of(plan, cluster)
     firsts = np.unique(cluster.gpu_node[: plan.world], return_index=True)[1]
     places = {"gpu": gpus, "node": gpus[firsts]}
-    classes = scenario.faults.classes
+    classes = {name: _noticed(kind, scenario.checkpoint) for name, kind in scenario.faults.classes.items()}
     owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
     return tuple(
         Source(
@@ -55,6 +55,13 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
         )
         for name, owner in owners.items()
     )
+
+
+def _noticed(kind: FaultClass, checkpoint: Checkpoint | None) -> FaultClass:
+    """A class with what it takes until a hang is noticed: the time-out of collectives, or less if something else finds it."""
+    if not kind.hang or checkpoint is None:
+        return kind
+    return kind.model_copy(update={"detect": min(kind.detect or math.inf, checkpoint.watchdog)})
 
 
 def _count(kind: FaultClass, counts: dict[str, int], owner: str) -> int:

@@ -65,6 +65,11 @@ class FaultClass(Facts):
         default=1.0, description="of Weibull lifetimes: below 1 what is new fails more often (infant mortality)"
     )
 
+    hang: bool = Field(
+        default=False,
+        description="nothing crashes: noticed when collectives time out (`checkpoint.watchdog`), or after `detect` if that is"
+        " sooner",
+    )
     infant: Infant | None = Field(
         default=None, description="how much more often components fail that are new; what takes a place is as old as it"
     )

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from colossim import units
 from colossim.catalog.facts import Facts
-from colossim.catalog.quantities import Positive, Quantity, Rate, Seconds
+from colossim.catalog.quantities import Positive, Quantity, Rate, Seconds, SomeSeconds
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class Checkpoint(Facts):
     )
     restart: Seconds = Field(
         description="s from a job that stands still to one that trains again, its checkpoint loaded"
+    )
+
+    watchdog: SomeSeconds = Field(
+        default="10 min",
+        validate_default=True,
+        description="s after which a collective that hangs ends the job; PyTorch's default for NCCL",
     )
 
     @property

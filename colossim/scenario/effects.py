@@ -169,6 +169,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             )
             for i, event in enumerate(scenario.events)
         ),
+        (
+            "checkpoint.watchdog",
+            scenario.faults is not None and not any(kind.hang for kind in scenario.faults.classes.values()),
+            "nothing hangs: `hang: true` in a class of faults",
+        ),
         *(
             (key, scenario.when_short == "wait", "the job waits for a node: `when_short: shrink`")
             for key in ("regrow", "short_batch")

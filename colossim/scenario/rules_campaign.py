@@ -50,6 +50,8 @@ def _check_faults(scenario: Scenario, report: Callable[[str, str], None]) -> Non
             report(f"faults.{name}", f"{message} {', '.join(OWNERS)}")
         elif owner == "leaf" and fabric.type not in LEAFY:
             report(f"faults.{name}", f"a fabric of type {fabric.type} has no leaf switches that could fail")
+        elif kind.hang and kind.effect != "stop":
+            report(f"faults.{name}.hang", f"is of what stops the job, not of {kind.effect}: leave it out")
         elif kind.infant is not None and kind.shape != 1:
             report(f"faults.{name}.infant", "is of lives that are exponential otherwise: leave out `shape`, or this")
         elif owner == "rack" and kind.radius is None:
