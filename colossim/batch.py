@@ -12,12 +12,13 @@ from colossim.bookmark import Bookmark
 from colossim.errors import SimulationError
 from colossim.growth import Known
 from colossim.jobs import simulate_jobs
+from colossim.layout import Progress
 from colossim.offered import offer
 from colossim.result.jobs import JobsResult
 from colossim.result.row import Row
 from colossim.result.write import forget_empty, prepare_out, whole, write, write_summary
 from colossim.scenario.variants import Variant
-from colossim.simulation import Progress, simulate
+from colossim.simulation import simulate
 
 
 def play_all(

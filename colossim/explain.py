@@ -21,18 +21,20 @@ from colossim.campaign import (
 )
 from colossim.capacity import fitting, fullest_host, memory_of_kinds
 from colossim.cluster import Cluster, GraphCluster
+from colossim.cluster.variation import paces_of, slow_gpus
 from colossim.damage import fewer_of
 from colossim.jobs import stand
+from colossim.layout import LaidOut, lay_out
 from colossim.mix import silent_shares, told_shares
 from colossim.reliability import best_interval
 from colossim.result.summary import said_share
 from colossim.scenario.derive import Plan, advice, no_effects
+from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec
 from colossim.scenario.power import limits
 from colossim.scenario.schema import Scenario, TrafficSpec
 from colossim.scenario.stretch import Stretch, at_first, stretches_of
 from colossim.shares import Shares
-from colossim.simulation import LaidOut, lay_out
 from colossim.traffic import Traffic, describe
 from colossim.units import format_count, format_power, format_rate, format_share, format_size, format_time
 from colossim.workload.memory import Memory
@@ -70,6 +72,8 @@ def _sections(scenario: Scenario, laid: LaidOut) -> dict[str, Section]:
         "memory a GPU": _memory(here, laid),
         "who talks over what": {c.name: describe(c, cluster, plan.world) for c in traffic.channels},
     }
+    if scenario.jitter is not None:
+        sections["jitter"] = _jitter(scenario.jitter, scenario, plan, cluster)
     if is_campaign(scenario):
         sections["weeks"] = _weeks(here, plan, cluster)
     if scenario.events:
@@ -125,6 +129,18 @@ def _graph(scenario: Scenario, cluster: GraphCluster, slack: NDArray[np.bool_]) 
         "links that can bind": f"{tight.size:,} of {slack.size:,}"
         + (f": {named}{', ...' if tight.size > _NAMED else ''}" if named else ""),
     }
+
+
+def _jitter(jitter: Jitter, scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
+    """How GPUs differ, and how many of the job's are slow."""
+    paces = paces_of(cluster, jitter, scenario.run.seed)[: plan.world]
+    section = {"kernels": f"{format_share(jitter.kernel)} of their time, each time anew"} if jitter.kernel else {}
+    if jitter.slow is not None:
+        slow = int(slow_gpus(cluster, jitter, scenario.run.seed)[: plan.world].sum())
+        section["slow"] = (
+            f"{slow:,} of the job's GPUs are on {jitter.slow.per}s that take {jitter.slow.factor:g} times as long"
+        )
+    return {**section, "GPUs": f"take {paces.min():.3f} to {paces.max():.3f} of their kernels' time, as drawn"}
 
 
 def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from colossim.campaign import checkpoint_bytes, setting_of, spares_of, storage_time
 from colossim.cluster import Cluster
@@ -14,6 +14,7 @@ from colossim.engine.campaign import play_campaign
 from colossim.engine.log import Log
 from colossim.engine.setting import Era, Setting
 from colossim.errors import SimulationError
+from colossim.layout import Setup
 from colossim.result.growth import Growth, Row, build_growth, caught_up, standstill
 from colossim.result.power import Power
 from colossim.scenario.plan import Plan
@@ -49,8 +50,14 @@ class Known:
     """What was played already: several stretches, and several cases, may stand on the same nodes."""
 
     def __init__(self) -> None:
+        #: First stretches of cases, what was set up for them, and what was played.
+        self.starts: list[tuple[Scenario, Setup, Any]] = []
         self._played: list[tuple[Scenario, Played]] = []
         self._alone: list[tuple[Scenario, float, Log]] = []
+
+    def start(self, scenario: Scenario) -> tuple[Setup, Any] | None:
+        """What another case began with, if it is this one's beginning."""
+        return next(((setup, steps) for other, setup, steps in self.starts if _same_step(other, scenario)), None)
 
     def add(self, scenario: Scenario, played: Played) -> None:
         """Remembers a step."""
@@ -84,8 +91,8 @@ class Known:
 
 def _same_step(one: Scenario, other: Scenario) -> bool:
     """What fails and how long it goes on changes no step."""
-    runs = [(run.fold, run.collectives, run.seed) for run in (one.run, other.run)]
-    return one.cluster == other.cluster and one.job == other.job and runs[0] == runs[1]
+    runs = [(run.fold, run.collectives, run.seed, run.steps) for run in (one.run, other.run)]
+    return (one.cluster, one.job, one.jitter, runs[0]) == (other.cluster, other.job, other.jitter, runs[1])
 
 
 def grown(

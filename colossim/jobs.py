@@ -19,6 +19,7 @@ from colossim.engine.step import play
 from colossim.errors import Problem, ScenarioError
 from colossim.flows import pinned_assumptions
 from colossim.fold import fold
+from colossim.layout import LaidOut, Progress, compile_setup, lay_onto, pricer_of
 from colossim.legs import Gate, Leg
 from colossim.quotient import Quotient
 from colossim.result.jobs import JobResult, JobsResult
@@ -27,16 +28,7 @@ from colossim.scenario.plan import Plan
 from colossim.scenario.power import capped
 from colossim.scenario.schema import Scenario
 from colossim.segments import Compiler
-from colossim.simulation import (
-    LaidOut,
-    Progress,
-    compile_setup,
-    lay_onto,
-    play_ramp,
-    play_step,
-    pricer_of,
-    result_of,
-)
+from colossim.simulation import play_ramp, play_step, result_of
 from colossim.site import storage_tiers, writes_of
 from colossim.traffic import Share, join_traffic
 from colossim.workload.program import used_operations

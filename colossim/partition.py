@@ -149,13 +149,19 @@ def _constant(column: NDArray[Any]) -> bool:
 
 
 def refine(
-    traffic: Traffic, *, bundles: bool = True, apart: Ints | None = None, most_rounds: int | None = None
+    traffic: Traffic,
+    *,
+    bundles: bool = True,
+    apart: Ints | None = None,
+    most_rounds: int | None = None,
+    most: int | None = None,
 ) -> Partition:
     """The coarsest equitable partition, by colour refinement until the number of classes stands still.
 
     Links are coloured from groups alone, so that they stand still when the groups do. bundles: whether the fabric takes
     part: its binding bundles, and how many switches a group's edges pass.  apart: (R,) ranks with other numbers are kept
-    in other classes.  most_rounds stops early, which is *wrong* and exists for the test that shows so.
+    in other classes.  most_rounds stops early, which is *wrong* and exists for the test that shows so.  most: of rank classes:
+    it stops, too, when they become more, and what it returns then is of use to nobody but who sees that they are.
     """
     static = _static(traffic, bundles)
     start = _mix(traffic.stage, 1) + _mix(traffic.hardware, 2) + _mix(traffic.kind, 4)
@@ -171,7 +177,7 @@ def refine(
         kinds = _Kinds.joined(static.alike, rank)
         link_signature = _refine_links(traffic, static, kinds, groups)
         now = (ranks, *group_counts)
-        if now == counts:
+        if now == counts or (most is not None and ranks > most):
             break
         counts = now
     link = np.full(traffic.capacity.size, -1, np.int32)

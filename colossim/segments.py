@@ -12,6 +12,7 @@ plays its own tail. A segment of one class ends after the sum of its parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,8 @@ class Compiler:
     stages: tuple[int, int] | None = None
     #: whether collectives may join segments
     absorb: bool = True
+    #: whether anybody asks how much kernels vary
+    grains: bool = False
     #: (channel name, operation, bytes, nodes, algorithm, protocol) of every collective that was compiled
     chosen: set[tuple[str, str, float, int, str, str]] = field(default_factory=set)
     _bodies: dict[tuple[object, ...], tuple[tuple[Step, ...], frozenset[tuple[str, int]]]] = field(default_factory=dict)
@@ -190,13 +193,14 @@ class Compiler:
             quiet = not (any(self.slowdowns) and in_flight)
             if isinstance(op, Compute | _Host):
                 seconds, category = self._kernel(op, rank)
+                grain = self._grain(op, seconds, rank)
                 if seconds <= 0:
                     continue
                 if quiet:
-                    parts.append(Part(seconds, category))
+                    parts.append(Part(seconds, category, grain=grain))
                 else:
                     close()
-                    steps.append(Slowed(seconds, category))
+                    steps.append(Slowed(seconds, category, grain))
             elif isinstance(op, Collective):
                 channel, group, t = self._timing(op, rank)
                 category = CATEGORY[op.channel]
@@ -272,7 +276,8 @@ class Compiler:
             arrived = t.latency + slowed
         done = seconds + slowed * x / (1 + x)
         end = max(done, arrived)
-        found = [Part(seconds, category), Part(done - seconds, CATEGORY["data"], WAIT)]
+        grain = self._grain(kernels, seconds, rank)
+        found = [Part(seconds, category, grain=grain), Part(done - seconds, CATEGORY["data"], WAIT)]
         return [
             *(part for part in found if part.seconds > 0),
             Part(end - done, CATEGORY[call.channel], channel, t.bytes, 1.0, t.latency - done, arrived - t.latency),
@@ -310,6 +315,13 @@ class Compiler:
         if isinstance(op, _Host):
             return op.seconds, CATEGORY["host"]
         return self.kernel_seconds(op, rank.hardware), CATEGORY[op.category]
+
+    def _grain(self, op: Compute | _Host, seconds: float, rank: RankClass) -> float:
+        """A part's, of so many s in all."""
+        if isinstance(op, _Host) or not self.grains:
+            return 0.0 if isinstance(op, _Host) else 1.0
+        alone = (self.kernel_seconds(Compute((kernel,)), rank.hardware) for kernel in op.kernels)
+        return math.sqrt(sum(each * each for each in alone)) / seconds if seconds > 0 else 1.0
 
     def _on_host(self, op: Copy | HostStep, rank: RankClass) -> float:
         """Seconds of what a rank does with its host's memory."""

@@ -9,183 +9,46 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from colossim.bookmark import Shelf
 from colossim.campaign import is_campaign, mtbf_of, setting_of
-from colossim.capacity import check_memory, fullest_host, memory_of_kinds
-from colossim.cluster import Cluster, build_cluster
-from colossim.cluster.variation import with_slowest
-from colossim.collective import Library
+from colossim.capacity import fullest_host, memory_of_kinds
 from colossim.engine.chunked_step import (
     Chunking,
     plays_whole,
-    refuse_many_gpus,
-    refuse_many_messages,
-    refuse_pinned_paths,
 )
 from colossim.engine.record import StepRecord
 from colossim.engine.step import no_collections, play
+from colossim.engine.trace import Trace
 from colossim.errors import Problem, ScenarioError, SimulationError
-from colossim.flows import Pace, pinned_assumptions
-from colossim.fold import fold
+from colossim.flows import pinned_assumptions
 from colossim.growth import Known, Played, grown, growth_of
+from colossim.jitter import Late, late_steps
+from colossim.layout import Progress, Setup, compile_setup, folded, prepare, tell, with_batch
 from colossim.legs import Leg
 from colossim.mix import mix, silent_shares, told_shares
-from colossim.quotient import Quotient
 from colossim.replicas import play_replicas
 from colossim.result.campaign import build_campaign
 from colossim.result.power import power_of
 from colossim.result.ramp import Sizes
 from colossim.result.result import Result, build_result
-from colossim.scenario.derive import Plan, advice, derive, no_effects
-from colossim.scenario.power import capped, uncapped
+from colossim.scenario.derive import advice, no_effects
+from colossim.scenario.power import uncapped
 from colossim.scenario.ramp import stretches
 from colossim.scenario.schema import Scenario
 from colossim.scenario.stretch import stretches_of
-from colossim.segments import Compiler
-from colossim.shares import Shares, equal_shares, shares_by_speed
-from colossim.site import library_of, place_job, storage_tiers, writes_of
+from colossim.site import writes_of
 from colossim.supply import loads_of, told_cap
-from colossim.traffic import Traffic, build_traffic
 from colossim.workload.build import recomputed_layers
-from colossim.workload.program import Compute, kernel_pricer, used_operations
 from colossim.workload.transformer import (
     model_flops_per_token,
     recomputed_flops_per_token,
 )
-
-Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class LaidOut:
-    """The job on the cluster, before folding. plan: of the whole job; each kind of replica in `shares` has its own."""
-
-    scenario: Scenario
-    plan: Plan
-    cluster: Cluster
-    shares: Shares
-    traffic: Traffic
-    library: Library
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything before the first event. legs: a compiled program a rank class.
-
-    chosen: (channel, operation, bytes, nodes, algorithm, protocol) of the collectives.  pace: of flows that routing pins.
-    """
-
-    laid: LaidOut
-    quotient: Quotient
-    legs: list[tuple[Leg, ...]]
-    chosen: tuple[tuple[str, str, float, int, str, str], ...]
-    pace: Pace | None = None
-
-
-def lay_out(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> LaidOut:
-    """Wires the cluster and lays the job onto it. Raises ScenarioError (located) and, if it must fit, DoesNotFit."""
-    scenario = capped(scenario)
-    try:
-        plan = derive(scenario)
-        if scenario.run.collectives == "chunked":
-            refuse_pinned_paths(scenario.cluster.fabric)
-            refuse_many_gpus(plan.world)
-        _tell(progress, "wiring the cluster", 0.0)
-        cluster = place_job(build_cluster(scenario.cluster), plan, scenario)
-        _tell(progress, "laying the job onto it", 0.05)
-        return lay_onto(scenario, plan, cluster, must_fit=must_fit)
-    except ScenarioError as error:
-        raise scenario.located(error) from None
-
-
-def lay_onto(scenario: Scenario, plan: Plan, cluster: Cluster, *, must_fit: bool = True) -> LaidOut:
-    """Lays the job onto the first GPUs of the cluster. Raises ScenarioError and, if it must fit, DoesNotFit."""
-    job = scenario.job
-    cluster = with_slowest(cluster, plan.world)
-    shares = equal_shares(plan, job, cluster)
-    if must_fit and job.balance == "equal":
-        check_memory(scenario, plan, cluster, shares)
-    library = library_of(cluster, job)
-    traffic = build_traffic(
-        cluster,
-        plan,
-        operations=used_operations(shares.programs),
-        algorithms=library.able,
-        kind=shares.kind_of_rank,
-        storage_tiers=storage_tiers(scenario),
-    )
-    laid = balanced(LaidOut(scenario, plan, cluster, shares, traffic, library))
-    if must_fit and job.balance == "speed":
-        check_memory(scenario, plan, cluster, laid.shares)
-    return laid
-
-
-def balanced(laid: LaidOut) -> LaidOut:
-    """The job with the shares that it asks for, laid out with equal ones. Raises ScenarioError."""
-    job = laid.scenario.job
-    if job.balance == "equal":
-        return laid
-    shares = shares_by_speed(laid.plan, job, laid.cluster, laid.traffic, laid.library, laid.shares)
-    return replace(laid, shares=shares, traffic=replace(laid.traffic, kind=shares.kind_of_rank))
-
-
-def with_batch(laid: LaidOut, batch: int) -> LaidOut:
-    """The same job on the same GPUs with another global batch."""
-    job = laid.scenario.job
-    parallelism = job.parallelism.model_copy(update={"data": laid.plan.data})
-    job = job.model_copy(update={"global_batch": batch, "batch_ramp": None, "parallelism": parallelism})
-    scenario = laid.scenario.model_copy(update={"job": job})
-    plan = derive(scenario)
-    shares = equal_shares(plan, job, laid.cluster)
-    traffic = replace(laid.traffic, kind=shares.kind_of_rank)
-    return balanced(LaidOut(scenario, plan, laid.cluster, shares, traffic, laid.library))
-
-
-def _tell(progress: Progress | None, what: str, share: float) -> None:
-    if progress is not None:
-        progress(what, share)
-
-
-def pricer_of(laid: LaidOut) -> Callable[[Compute, int], float]:
-    """Seconds of an operation's kernels on a node type."""
-    return kernel_pricer([node.gpu for node in laid.cluster.node_types], laid.scenario.job.precision)
-
-
-def compile_setup(laid: LaidOut, quotient: Quotient, pace: Pace | None = None) -> Setup:
-    """Compiles the programs of all rank classes of a folded job."""
-    overlap = laid.scenario.job.software.overlap
-    fluid = laid.scenario.run.collectives == "fluid"
-    slowdowns = (overlap.compute, overlap.transfer)
-    compiler = Compiler(quotient, laid.library, pricer_of(laid), slowdowns, absorb=fluid)
-    legs = [compiler.compile(laid.shares.kinds[rank.kind].programs[rank.stage], rank) for rank in quotient.ranks]
-    return Setup(laid, quotient, legs, tuple(sorted(compiler.chosen)), pace)
-
-
-def folded(laid: LaidOut) -> tuple[Quotient, Pace | None]:
-    """The job folded as its scenario says. Raises TooManyClasses."""
-    run = laid.scenario.run
-    return fold(laid.traffic, "off" if run.collectives == "chunked" else run.fold, run.seed)
-
-
-def prepare(scenario: Scenario, progress: Progress | None = None, *, must_fit: bool = True) -> Setup:
-    """Lays the job out, folds it and compiles it. Raises ScenarioError (located), DoesNotFit, TooManyClasses."""
-    laid = lay_out(scenario, progress, must_fit=must_fit)
-    _tell(progress, "folding", 0.3)
-    chunked = scenario.run.collectives == "chunked"
-    quotient, pace = folded(laid)
-    _tell(progress, "compiling", 0.9)
-    setup = compile_setup(laid, quotient, pace)
-    if chunked:
-        plan = laid.plan
-        together = plan.pipeline if plan.chunks > 1 else 1
-        refuse_many_messages(quotient, setup.legs, scenario.job.global_batch // plan.micro_batches, together)
-    return setup
 
 
 @no_collections()
@@ -217,39 +80,45 @@ def simulate(
     began = time.perf_counter()
     stretches = stretches_of(scenario) if scenario.events else []
     first = stretches[0].scenario if stretches else scenario
+    known = known or Known()
+    before = known.start(first) if stretches else None
     with _within_floats():
-        setup = prepare(first, progress, must_fit=must_fit)
+        setup = prepare(first, progress, must_fit=must_fit) if before is None else before[0].of(first)
         ready = time.perf_counter()
-        record = play_step(setup, progress)
+        record, late = play_steps(setup, progress) if before is None else before[1]
         done = time.perf_counter()
         ramp = play_ramp(setup, progress)
-    result = result_of(setup, record, ready - began, done - ready, ramp)
-    if scenario.cluster.power_cap is not None:
-        _tell(progress, "playing a step without the power cap", 0.9)
-        free = prepare(uncapped(scenario), must_fit=must_fit)
-        result = result.with_cap(told_cap(scenario, result, result_of(free, play_step(free), 0.0, 0.0, [])))
+    if stretches and before is None:
+        known.starts.append((first, setup, (record, late)))
+    result = result_of(setup, record, ready - began, done - ready, ramp, late)
+    if first.cluster.power_cap is not None:
+        tell(progress, "playing a step without the power cap", 0.9)
+        free = prepare(uncapped(first), must_fit=must_fit)
+        alike, differing = play_steps(free)
+        result = result.with_cap(told_cap(first, result, result_of(free, alike, 0.0, 0.0, [], differing)))
     if not is_campaign(scenario):
         return result
 
     def step_time(other: Scenario) -> float:
-        _tell(progress, "playing a step of a damaged cluster", 0.9)
-        return play_step(prepare(other, must_fit=must_fit)).step_time
+        tell(progress, "playing a step of a damaged cluster", 0.9)
+        return step_seconds(prepare(other, must_fit=must_fit))
 
     def played(other: Scenario) -> Played:
-        _tell(progress, "playing a step of a cluster that has changed", 0.9)
+        tell(progress, "playing a step of a cluster that has changed", 0.9)
         setup = prepare(other, must_fit=must_fit)
-        record, there, job = play_step(setup), setup.laid, other.job
+        record, late = play_steps(setup)
+        there, job = setup.laid, other.job
         loads = loads_of(record, there.cluster, there.shares, job.precision)
         power = power_of(record, loads, there.scenario.cluster, float(job.global_batch * job.sequence_length))
-        return Played(there.plan, there.cluster, record.step_time, power)
+        return Played(there.plan, there.cluster, _median(record, late), power)
 
-    _tell(progress, "playing the campaign", 0.9)
+    tell(progress, "playing the campaign", 0.9)
     laid = setup.laid
     with _within_floats():
-        setting = setting_of(first, laid.plan, laid.cluster, record.step_time, step_time)
-        growth, known = None, known or Known()
+        setting = setting_of(first, laid.plan, laid.cluster, result.step_time_s, step_time)
+        growth = None
         if stretches:
-            known.add(first, Played(laid.plan, laid.cluster, record.step_time, result.power))
+            known.add(first, Played(laid.plan, laid.cluster, result.step_time_s, result.power))
             eras = grown(setting, stretches, known, played, step_time)
             setting = eras.setting
         logs = play_replicas(setting, replicas, workers, shelf)
@@ -274,16 +143,38 @@ def play_ramp(setup: Setup, progress: Progress | None = None) -> list[tuple[int,
     sizes = stretches(job.batch_ramp, job.global_batch) if job.batch_ramp else []
     found = []
     for number, (batch, steps) in enumerate(sizes):
-        _tell(progress, f"playing a step of {batch:,} sequences", number / len(sizes))
+        tell(progress, f"playing a step of {batch:,} sequences", number / len(sizes))
         laid = with_batch(setup.laid, batch)
         alike = np.array_equal(laid.traffic.kind, setup.laid.traffic.kind)
         quotient, pace = (setup.quotient, setup.pace) if alike else folded(laid)
-        found.append((batch, steps, play_step(compile_setup(laid, quotient, pace)).step_time))
+        found.append((batch, steps, step_seconds(compile_setup(laid, quotient, pace))))
     return found
 
 
-def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
-    """The event loop alone."""
+def step_seconds(setup: Setup) -> float:
+    """s a step; of steps with jitter the median."""
+    return _median(*play_steps(setup))
+
+
+def _median(record: StepRecord, late: Late | None) -> float:
+    """s a step: of steps with jitter the median."""
+    return record.step_time if late is None else late.median
+
+
+def play_steps(setup: Setup, progress: Progress | None = None) -> tuple[StepRecord, Late | None]:
+    """A step of GPUs that are alike, and with the scenario's jitter."""
+    laid = setup.laid
+    if laid.scenario.jitter is None:
+        return play_step(setup, progress), None
+
+    def play_once(legs: list[tuple[Leg, ...]], trace: Trace | None) -> StepRecord:
+        return play_step(replace(setup, legs=legs), progress, trace)
+
+    return late_steps(laid.scenario, laid.cluster, laid.traffic, setup.quotient, setup.legs, play_once)
+
+
+def play_step(setup: Setup, progress: Progress | None = None, trace: Trace | None = None) -> StepRecord:
+    """The event loop alone. trace: filled with what happens, in order."""
     overlap = setup.laid.scenario.job.software.overlap
     return play(
         setup.quotient,
@@ -294,11 +185,17 @@ def play_step(setup: Setup, progress: Progress | None = None) -> StepRecord:
         setup.pace,
         Chunking(setup.laid.cluster, setup.laid.library) if setup.laid.scenario.run.collectives == "chunked" else None,
         writes_of(setup.laid.scenario),
+        trace=trace,
     )
 
 
-def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, ramp: Sizes) -> Result:
-    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it.  ramp: of `play_ramp`."""
+def result_of(
+    setup: Setup, record: StepRecord, setup_s: float, wall_s: float, ramp: Sizes, late: Late | None = None
+) -> Result:
+    """Numbers of a played step. setup_s, wall_s: seconds before the event loop, and in it.
+
+    ramp, late: of `play_ramp`, `play_steps`.
+    """
     laid = setup.laid
     scenario, plan, cluster, job = laid.scenario, laid.plan, laid.cluster, laid.scenario.job
     tokens = float(job.global_batch * job.sequence_length)
@@ -334,12 +231,17 @@ def result_of(setup: Setup, record: StepRecord, setup_s: float, wall_s: float, r
         assumptions.append(
             f"run.collectives: chunked plays {' and '.join(whole)} as one transfer: switches or nodes share it out"
         )
+    if late is not None and late.approximate:
+        assumptions.append(
+            "lateness_approximate: transfers that meet on a link share it as they would without jitter (within about 1 %)"
+        )
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return build_result(
         scenario,
         plan,
         record,
         loads_of(record, cluster, laid.shares, job.precision),
+        late=None if late is None else (late.seconds.tolist(), late.to_dict()),
         memory={
             "parameters": memory[0].parameters,
             "gradients": memory[0].gradients,

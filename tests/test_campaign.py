@@ -19,12 +19,14 @@ from colossim import catalog
 from colossim.campaign import setting_of, times_of
 from colossim.catalog.faults import FaultClass
 from colossim.damage import firsts_of, in_state, places_of
+from colossim.draws import generator
 from colossim.engine.campaign import play_campaign
-from colossim.engine.faults import Failures, generator
+from colossim.engine.faults import Failures
 from colossim.engine.log import Log
 from colossim.engine.setting import Era, Setting, Source, State, Wrong
 from colossim.errors import ScenarioError, SimulationError
 from colossim.explain import explain
+from colossim.layout import prepare
 from colossim.plot import goodput, interval, lost_time
 from colossim.reliability import best_interval, daly, ettr, wall_over_work, young
 from colossim.result.ledger import said_campaign, table_of
@@ -32,7 +34,7 @@ from colossim.result.write import write
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenario_path
-from colossim.simulation import prepare, simulate
+from colossim.simulation import simulate
 from colossim.units import TIME, format_time
 from colossim.workload import transformer
 

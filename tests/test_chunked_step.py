@@ -26,9 +26,10 @@ from colossim.chunks import ALGORITHMS, collective_messages, default_slices, mes
 from colossim.engine import chunked_step
 from colossim.engine.chunked_step import messages_of_step, slices_of
 from colossim.errors import ScenarioError, SimulationError
+from colossim.layout import prepare
 from colossim.legs import Blocking, Ship, Start
 from colossim.scenario.reader import load_scenario
-from colossim.simulation import play_step, prepare, simulate
+from colossim.simulation import play_step, simulate
 
 PAR = "job.parallelism"
 ONE_STAGE = (f"{PAR}.pipeline=1", f"{PAR}.virtual_pipeline=1", f"{PAR}.schedule=1f1b")

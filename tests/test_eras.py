@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from test_campaign import setting, source, spent
 
 from colossim.catalog.faults import Infant
+from colossim.draws import generator
 from colossim.engine.campaign import Campaign, play_campaign
-from colossim.engine.faults import Failures, generator
+from colossim.engine.faults import Failures
 from colossim.engine.setting import Setting
 
 

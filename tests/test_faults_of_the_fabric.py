@@ -15,10 +15,11 @@ from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, build_clust
 from colossim.cluster.hashed import Members
 from colossim.errors import ScenarioError, SimulationError
 from colossim.flows import Pinned
+from colossim.layout import lay_out
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec
-from colossim.simulation import lay_out, simulate
+from colossim.simulation import simulate
 
 #: 2 blocks of 2 pods of 2 nodes: leaves have U = 2 uplinks, spines V = 16 ways to the core; a replica a pair of nodes.
 SMALL = (

@@ -8,8 +8,9 @@ import pytest
 import colossim.flows
 from colossim.flows import Pinned
 from colossim.fold import fold
+from colossim.layout import compile_setup, lay_out
 from colossim.scenario.reader import load_scenario
-from colossim.simulation import compile_setup, lay_out, play_step, simulate
+from colossim.simulation import play_step, simulate
 
 #: 2 pods of 2 nodes in each of 2 blocks, a replica a node and stage.
 SMALL = (

@@ -11,12 +11,13 @@ from colossim import catalog
 from colossim.cluster import build_cluster
 from colossim.errors import TooManyClasses
 from colossim.fold import fold
+from colossim.layout import compile_setup, lay_out
 from colossim.partition import identity, refine
 from colossim.quotient import quotient
 from colossim.scenario.job import JobSpec
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec, RunSpec, Scenario
-from colossim.simulation import compile_setup, lay_out, play_step
+from colossim.simulation import play_step
 
 CASES = 240
 DENSE = {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 4, "ffn": 2048, "vocabulary": 1024}

@@ -16,11 +16,12 @@ from colossim.cluster import GraphCluster, build_cluster
 from colossim.cluster.examples import dragonfly_plus, multi_plane
 from colossim.errors import TooManyClasses
 from colossim.fold import fold
+from colossim.layout import compile_setup, lay_out
 from colossim.partition import refine
 from colossim.scenario.job import JobSpec
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec, RunSpec, Scenario
-from colossim.simulation import compile_setup, lay_out, play_step, simulate
+from colossim.simulation import play_step, simulate
 
 DENSE = {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 4, "ffn": 2048, "vocabulary": 1024}
 EXPERTS = {**DENSE, "ffn": 0, "experts": 4, "experts_per_token": 2, "expert_ffn": 1024, "shared_ffn": 512}

@@ -15,7 +15,7 @@ import colossim
 ROOT = Path(colossim.__file__).parent
 #: Floor of each room, by its first name below the package.
 FLOORS = {
-    "units": 0, "errors": 0, "yaml12": 0, "shipped": 0, "processes": 0,
+    "units": 0, "errors": 0, "draws": 0, "yaml12": 0, "shipped": 0, "processes": 0,
     "catalog": 1, "scenario": 1,
     "cluster": 2, "workload": 2, "maxmin": 2, "reliability": 2,
     "footprint": 3, "flows": 3, "patterns": 3, "dispatch": 3, "trees": 3, "writes": 3, "nccl": 3, "traffic": 3,
@@ -24,8 +24,9 @@ FLOORS = {
     "engine": 4,
     "result": 5, "plot": 5, "bookmark": 5,
     "shares": 6, "mix": 6, "site": 6, "capacity": 6, "supply": 6,
-    "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
-    "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6, "campaign": 6, "replicas": 6, "damage": 6, "growth": 6,
+    "layout": 6, "simulation": 6, "validation": 6, "explain": 6, "batch": 6, "jobs": 6, "offered": 6, "alone": 6, "measured": 6,
+    "options": 6, "benchmark_table": 6, "calibrate": 6, "constants": 6, "campaign": 6, "replicas": 6, "growth": 6,
+    "jitter": 6, "damage": 6,
     "words": 7, "cli_collectives": 7, "cli_calibrate": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 #: Rooms of one floor that build on each other, in this order.
@@ -46,16 +47,29 @@ STAIRS = [
         ("growth", "damage"),
         *[
             ("simulation", below)
-            for below in ("campaign", "capacity", "growth", "mix", "replicas", "shares", "site", "supply")
+            for below in (
+                "campaign",
+                "growth",
+                "jitter",
+                "layout",
+                "mix",
+                "replicas",
+                "capacity",
+                "shares",
+                "site",
+                "supply",
+            )
         ],
+        *[("layout", below) for below in ("capacity", "shares", "site")],
+        *[(above, "layout") for above in ("batch", "explain", "jobs")],
         ("growth", "campaign"),
+        ("growth", "layout"),
         ("supply", "shares"),
         ("jobs", "site"),
         *[("explain", below) for below in ("campaign", "capacity", "mix", "shares")],
         ("calibrate", "constants"),
         ("calibrate", "simulation"),
         ("calibrate", "validation"),
-        ("explain", "simulation"),
         ("batch", "growth"),
         ("batch", "simulation"),
         ("jobs", "simulation"),

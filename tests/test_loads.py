@@ -9,10 +9,11 @@ import pytest
 
 from colossim.errors import ScenarioError
 from colossim.explain import explain
+from colossim.layout import lay_out
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenarios_folder
-from colossim.simulation import lay_out, simulate
+from colossim.simulation import simulate
 from colossim.workload.build import build_programs
 from colossim.workload.loads import Load, _shares, layer_loads
 from colossim.workload.program import Collective

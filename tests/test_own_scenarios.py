@@ -16,9 +16,10 @@ import colossim
 from colossim.cluster import examples
 from colossim.errors import ScenarioError, SimulationError
 from colossim.explain import explain
+from colossim.layout import lay_out
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenarios_folder
-from colossim.simulation import lay_out, simulate
+from colossim.simulation import simulate
 
 matplotlib.use("Agg")
 DOCS = Path(__file__).parent.parent / "docs"

@@ -14,6 +14,7 @@ from colossim.engine.record import CATEGORIES, StepRecord, Timeline
 from colossim.errors import ScenarioError
 from colossim.explain import explain
 from colossim.jobs import stand
+from colossim.layout import lay_out
 from colossim.result.cost import cost_of, cost_of_campaign
 from colossim.result.power import (
     ACTIVITIES,
@@ -28,7 +29,6 @@ from colossim.result.power import (
 )
 from colossim.result.summary import said_power, text
 from colossim.scenario.power import capped, fixed_power, limits, uncapped
-from colossim.simulation import lay_out
 from colossim.workload.bound import arithmetic_shares
 from colossim.workload.kernels import Flash, Gemm, Scores, Stream, arithmetic_time, kernel_time
 from colossim.workload.program import Compute, Pass, StageProgram
@@ -222,6 +222,19 @@ def test_two_nodes_of_one_name_draw_their_own():
     nodes = "{type: {base: hgx-h100, gpu: {base: H100, tdp: 300 W}}, count: 8}, {type: hgx-h100, count: 8}"
     played = colossim.simulate(colossim.load_scenario("two-pods", set=[f"cluster.nodes=[{nodes}]"]))
     assert {load.node.gpu.tdp for load in played.loads} == {300, 700}
+
+
+def test_what_jitter_adds_is_waiting():
+    """A step of 1 s of kernels that takes 1.5 s where GPUs differ: half a second at 140 W. (500 + 140/2)/1.5 = 380 W."""
+    scenario, work = toy(), line([("compute", 1.0)])
+    power = power_of(record_of(work), [Load(scenario.cluster.nodes[0].type)], scenario.cluster, 1000.0, 1.5)
+    assert power.gpu_W == pytest.approx(380)
+    assert power.share == pytest.approx({"arithmetic": 2 / 3, "memory": 0, "communicating": 0, "waiting": 1 / 3})
+    assert power.energy_per_step_J == pytest.approx(1.5 * 1.25 * (FIXED + GPUS * 380))
+    played = colossim.simulate(colossim.load_scenario("two-pods", set=["jitter.kernel=2 %"]))
+    assert played.step_time_s > played.record.step_time
+    assert played.energy_per_step_J == pytest.approx(played.power_W * played.step_time_s)
+    assert played.course.times[-1] == played.step_time_s
 
 
 # -- what bounds kernels -----------------------------------------------------------------------------------------------

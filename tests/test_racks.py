@@ -13,8 +13,8 @@ from colossim.campaign import sources_of
 from colossim.catalog.faults import Radius
 from colossim.engine.campaign import play_campaign
 from colossim.errors import ScenarioError
+from colossim.layout import prepare
 from colossim.scenario.reader import load_scenario
-from colossim.simulation import prepare
 
 REST = ("run.duration=9 d", "checkpoint={interval: 20 min, write: 10 s, restart: 5 min}")
 

@@ -143,12 +143,21 @@ BAD = [
     ("tensor: 2", "tensor: .inf", "11:13", "job.parallelism.tensor", "whole number"),
     ("run:", "  tokens: .nan\nrun:", "14:11", "job.tokens", "finite"),
     # what isn't there yet
-    ("", "jitter: {kernel: 1.5 %}\n", "16:1", "jitter", "isn't available yet: it comes with stragglers"),
+    ("", "jitter: {kernel: 1.5}\n", "16:18", "jitter.kernel", "it must be at most 100 %"),
+    ("", "jitter: {slow: {share: 1 %, factor: 0.9}}\n", "16:37", "jitter.slow.factor", "1"),
+    ("", "jitter: {slow: {share: 1 %}}\n", "16:10", "jitter.slow.factor", "missing"),
+    ("", "jitter: {kernels: 1 %}\n", "16:10", "jitter.kernels", "did you mean `kernel`?"),
     # campaigns
     ("", "faults: {gpu: {mtbf: 79230 h}}\n", "16:9", "faults", "say `checkpoint: {interval, write, restart}`, too"),
     ("", "faults: {gpu: {mtbf: 7 h, effect: slow, mtfb: 3 h}}\n", "16:41", "faults.gpu.mtfb", "did you mean `mtbf`?"),
     ("", "faults: {gpu: {mtbf: 79230}}\n", "16:22", "faults.gpu.mtbf", "no unit"),
-    ("", "faults: {pump: {mtbf: 7 h, effect: slow}}\n", "16:16", "faults.pump", "say `per` (gpu, node, rack, leaf or job)"),
+    (
+        "",
+        "faults: {pump: {mtbf: 7 h, effect: slow}}\n",
+        "16:16",
+        "faults.pump",
+        "say `per` (gpu, node, rack, leaf or job)",
+    ),
     ("", "faults: {}\n", "16:9", "faults", "has no class of faults"),
     (
         "",
@@ -344,7 +353,7 @@ def test_rules_are_silent_beside_fields_that_they_read(write):
         ("faults.gpu.mtbf=3", "--set faults.gpu.mtbf: `3` has no unit"),
         ("faults.gpu.mtbf.x=3", "--set faults.gpu.mtbf.x: `faults.gpu.mtbf` is a value"),
         ("faults.gpu.mtfb=3 h", "--set faults.gpu.mtfb: no field `faults.gpu.mtfb`: did you mean `mtbf`?"),
-        ("jitter=4", "--set jitter: isn't available yet"),
+        ("events=4", "--set events: `4` should be a list"),
         ("cluster.fabric.link=400", "--set cluster.fabric.link: `400` has no unit"),
     ],
 )

@@ -15,12 +15,13 @@ from colossim.engine.record import CATEGORIES
 from colossim.errors import DoesNotFit, ScenarioError
 from colossim.explain import explain
 from colossim.jobs import simulate_jobs
+from colossim.layout import compile_setup, lay_out
 from colossim.partition import refine
 from colossim.quotient import quotient
 from colossim.scenario.job import JobSpec
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec
-from colossim.simulation import compile_setup, lay_out, play_step, simulate
+from colossim.simulation import play_step, simulate
 from colossim.workload.replicas import apportion
 
 #: Replicas side by side, each on neighbouring nodes.

@@ -13,6 +13,7 @@ from colossim.collective import Library, Timing
 from colossim.engine.record import CATEGORIES
 from colossim.engine.step import _step_function, play
 from colossim.footprint import Shape
+from colossim.layout import compile_setup, lay_out, prepare
 from colossim.legs import DIRECTION, Alone, Blocking, Fetch, Leg, Meeting, Part, Segment, Ship, Slowed, Start, Until
 from colossim.partition import Partition, refine
 from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
@@ -20,7 +21,7 @@ from colossim.quotient import quotient as fold_by
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.segments import Compiler
-from colossim.simulation import compile_setup, lay_out, play_step, prepare, simulate
+from colossim.simulation import play_step, simulate
 from colossim.workload.kernels import kernel_time
 from colossim.workload.program import (
     Collective,

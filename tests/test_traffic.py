@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from colossim import dispatch, patterns, trees
 from colossim.cluster import NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT, Cluster, build_cluster
+from colossim.layout import lay_out
 from colossim.scenario.derive import derive
 from colossim.scenario.plan import NodeLimit
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.schema import ClusterSpec
-from colossim.simulation import lay_out, used_operations
 from colossim.traffic import group_members, stage_of_ranks
+from colossim.workload.program import used_operations
 
 
 def cluster(nodes=8, **changes):

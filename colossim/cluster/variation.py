@@ -1,4 +1,4 @@
-"""How much slower than its type's mean the slowest of a job's GPUs runs, which a synchronous step waits for.
+"""GPUs of one type that aren't alike: how slow the slowest of a job is, or what each of them draws.
 
 Under its power limit each GPU finds a clock of its own: GPUs of one kind differ by several percent (Sinha et al. 2022, "Not All
 GPUs Are Created Equal", SC22). Memory and links keep their rates.
@@ -10,8 +10,11 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colossim.cluster.topology import Cluster
+from colossim.draws import generator, log_spread
+from colossim.scenario.jitter import Jitter
 
 
 def expected_maximum(n: int) -> float:
@@ -33,3 +36,24 @@ def with_slowest(cluster: Cluster, ranks: int) -> Cluster:
             node = node.model_copy(update={"gpu": gpu.model_copy(update={"pace": pace})})
         types.append(node)
     return replace(cluster, node_types=tuple(types))
+
+
+def slow_gpus(cluster: Cluster, jitter: Jitter, seed: int) -> NDArray[np.bool_]:
+    """(gpus,) whether each is on a slow machine: so many as the share says, rounded, at random places."""
+    found = np.zeros(cluster.gpus, dtype=bool)
+    if jitter.slow is not None:
+        place = cluster.gpu_node if jitter.slow.per == "node" else np.arange(cluster.gpus)
+        machines = int(place[-1]) + 1
+        chosen = generator(seed, "jitter.slow").permutation(machines)[: jitter.slow.count(machines)]
+        found = np.isin(place, chosen)
+    return found
+
+
+def paces_of(cluster: Cluster, jitter: Jitter, seed: int) -> NDArray[np.float64]:
+    """(gpus,) time that each GPU's kernels take over their mean: lognormal with a mean of 1, times the factor of slow ones."""
+    spread = log_spread(jitter.gpu)
+    draws = generator(seed, "jitter.gpu").standard_normal(cluster.gpus)
+    paces = np.exp(spread * draws - spread**2 / 2.0)
+    if jitter.slow is not None:
+        paces[slow_gpus(cluster, jitter, seed)] *= jitter.slow.factor
+    return np.asarray(paces)

@@ -199,6 +199,8 @@ class Campaign:
         return self._stops_for_era() or self.outages.larger
 
     def _stops_for_era(self) -> bool:
+        if self.begun == self.index:  # nearly always, and asked at every checkpoint
+            return False
         return any(era.planned for era in self.setting.eras[self.index + 1 : self.begun + 1])
 
     def _go_over(self) -> Generator[simpy.Event, Any, None]:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-import zlib
 from typing import Any
 
 import numpy as np
 
 from colossim.catalog.faults import FaultClass
-
-
-def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of one concern, whatever others draw."""
-    return np.random.default_rng((seed, zlib.crc32(name.encode())))
 
 
 class Failures:

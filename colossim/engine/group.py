@@ -14,6 +14,7 @@ import simpy
 
 from colossim.collective import Timing
 from colossim.engine.network import Activity, Network
+from colossim.engine.trace import Played, Posted
 from colossim.legs import CATEGORY, Part, Segment
 from colossim.quotient import GroupClass
 
@@ -125,6 +126,8 @@ class Group(Carrier):
         call = self.call(key)
         call.arrived += 1
         if call.arrived == self.needed:
+            if self.network.trace is not None:
+                self.network.trace.append(Posted(call))
             if not self.boundary:
                 del self._calls[key]
             self.bytes += timing.bytes
@@ -177,6 +180,9 @@ class Group(Carrier):
         arrived.append((member, env.now, segment))
         if len(arrived) == self.needed:
             del self._meetings[number]
+            if self.network.trace is not None:
+                members, _, segments = zip(*arrived, strict=True)
+                self.network.trace.append(Played(tuple(m.index for m in members), segments, self.kind.channel))
             self._play(arrived, env)
         return member.gate
 

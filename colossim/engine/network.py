@@ -11,13 +11,16 @@ Times are deadlines of the clock, which a change of rate supersedes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import simpy
 
 from colossim.engine.clock import SAME_INSTANT, Clock
 from colossim.engine.rates import Rates
 from colossim.flows import Pace
+
+if TYPE_CHECKING:
+    from colossim.engine.trace import Trace
 
 #: SimPy orders events of one instant by priority; 0 and 1 are its own.
 _LAST: Any = 2
@@ -85,12 +88,16 @@ class Activity:
 class Network:
     """Link classes with capacities (bytes/s of one link) and the activities on them.
 
-    pace: what flows that routing pins to single paths leave the activities that they belong to.
+    pace: what flows that routing pins to single paths leave the activities that they belong to.  trace: what happens is
+    written there, if somebody wants it.
     """
 
-    def __init__(self, env: Clock, capacity: Iterable[float], pace: Pace | None = None) -> None:
+    def __init__(
+        self, env: Clock, capacity: Iterable[float], pace: Pace | None = None, trace: Trace | None = None
+    ) -> None:
         self.env = env
         env.network = self
+        self.trace = trace
         self._pace = pace
         self._pinned: dict[Activity, None] = {}
         self._changed = False

@@ -9,8 +9,9 @@ from itertools import islice
 from math import inf
 from typing import Any
 
+from colossim.draws import generator
 from colossim.engine.calendar import Calendar
-from colossim.engine.faults import Failures, generator
+from colossim.engine.faults import Failures
 from colossim.engine.log import Log
 from colossim.engine.setting import Era, Fewer, Part, Source, Wrong
 

@@ -5,13 +5,15 @@ A `Member` is one rank class at play: its compute stream, its place in each grou
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from typing import Any
 
 import simpy
 
+from colossim.collective import Timing
 from colossim.engine.group import STRAGGLER, Call, Group
 from colossim.engine.network import Activity, Network
+from colossim.engine.trace import Arrived, Played, Ran, Streamed, Waited
 from colossim.legs import (
     CATEGORY,
     Alone,
@@ -104,7 +106,7 @@ class Member:
     # -- the process -------------------------------------------------------------------------------------------------
     def play(self, legs: tuple[Leg, ...]) -> Generator[simpy.Event, Any, None]:
         """The SimPy process of the class."""
-        env = self.network.env
+        env, trace = self.network.env, self.network.trace
         posted: dict[str, tuple[Call, int]] = {}
         free: dict[str, float] = {}  # s at which a copy stream has nothing left
         counts = self._counts
@@ -120,6 +122,8 @@ class Member:
                     if self.recorded:
                         self.segments.append((env.now, segment, number))
                     self.computed += segment.compute
+                    if trace is not None:
+                        trace.append(Played((self.index,), (segment,), -1))
                     yield env.timeout(segment.seconds)
                 elif isinstance(step, Fetch):
                     call = self._group(step.channel, 1).call(key)
@@ -127,20 +131,24 @@ class Member:
                         start = env.now
                         yield call.wait(env)
                         self._log_wait(start, call, BUBBLE, BOUNDARY)
+                    self._waited(call, 1)
                 elif isinstance(step, Ship):
-                    call = self._group(step.channel).arrive((leg.micro_batch, leg.chunk + step.chunk), step.timing)
-                    if step.blocking and call.ended is None:
-                        start = env.now
-                        yield call.wait(env)
-                        self._log_wait(start, call, BUBBLE, BOUNDARY)
+                    there = leg.micro_batch, leg.chunk + step.chunk
+                    call = self._arrive(self._group(step.channel), there, step.timing)
+                    if step.blocking:
+                        if call.ended is None:
+                            start = env.now
+                            yield call.wait(env)
+                            self._log_wait(start, call, BUBBLE, BOUNDARY)
+                        self._waited(call, 0)
                 elif isinstance(step, Blocking):
-                    group = self._group(step.channel)
                     counts[step.channel] += 1
-                    call = group.arrive(counts[step.channel], step.timing, step.exposed)
+                    call = self._arrive(self._group(step.channel), counts[step.channel], step.timing, step.exposed)
                     start = env.now
                     if call.ended is None:
                         yield call.wait(env)
                         self._log_wait(start, call, STRAGGLER, step.category)
+                    self._waited(call, 0)
                 elif isinstance(step, Gate):
                     start = env.now
                     yield _pass(step, env)
@@ -151,28 +159,48 @@ class Member:
                 elif isinstance(step, Slowed):
                     start = env.now
                     yield self._compute(step.seconds)
+                    if trace is not None:
+                        trace.append(Ran(self.index, step.seconds, step.grain))
                     self.computed += step.seconds
                     self.log_span(start, start + step.seconds, step.category)
                     self.log_span(start + step.seconds, env.now, DATA)
                 elif isinstance(step, Start):
                     counts[step.channel] += 1
                     before = posted[step.after][0] if step.after else None
-                    call = self._group(step.channel).arrive_after(before, counts[step.channel], step.timing)
+                    group = self._group(step.channel)
+                    if trace is not None:
+                        trace.append(Arrived(self.index, group.call(counts[step.channel]), before))
+                    call = group.arrive_after(before, counts[step.channel], step.timing)
                     posted[step.tag] = (call, step.category)
                 elif isinstance(step, Haul):
                     free[step.direction] = max(env.now, free.get(step.direction, 0.0)) + step.seconds
+                    if trace is not None:
+                        trace.append(Streamed(self.index, step.direction, step.seconds))
                 elif isinstance(step, Hauled):
                     start, late = env.now, free.get(step.direction, 0.0) - env.now
                     if late > 0:
                         yield env.timeout(late)
                         self.log_span(start, env.now, HOST)
+                    if trace is not None:
+                        trace.append(Streamed(self.index, step.direction, None))
                 else:
                     call, category = posted.pop(step.tag)
                     if call.ended is None:
                         start = env.now
                         yield call.wait(env)
                         self._log_wait(start, call, STRAGGLER, category)
+                    self._waited(call, 0)
         self.end = env.now
+
+    def _arrive(self, group: Group, key: Hashable, timing: Timing, exposed: float = 1.0) -> Call:
+        """The class is ready for a call."""
+        if self.network.trace is not None:
+            self.network.trace.append(Arrived(self.index, group.call(key), None))
+        return group.arrive(key, timing, exposed)
+
+    def _waited(self, call: Call, role: int) -> None:
+        if self.network.trace is not None:
+            self.network.trace.append(Waited(self.index, call, role))
 
     def _log_wait(self, start: float, call: Call, before: int, during: int) -> None:
         """Waiting until the call was posted is the peers' doing; from then on it is communication."""

@@ -19,6 +19,7 @@ from colossim.engine.group import STRAGGLER, Carrier, Communicator, Group
 from colossim.engine.network import Network
 from colossim.engine.rank import BUBBLE, Member
 from colossim.engine.record import Floats, Ints, LinkUse, StepRecord, Timeline
+from colossim.engine.trace import Trace
 from colossim.flows import Pace
 from colossim.legs import SLOWING, Gate, Leg, Segment
 from colossim.quotient import GroupClass, LinkClass, Quotient, RankClass
@@ -57,6 +58,7 @@ def play(
     chunking: Chunking | None = None,
     writes: float = 0.0,
     until: Sequence[Gate] = (),
+    trace: Trace | None = None,
 ) -> StepRecord:
     """Plays one step of the folded job.
 
@@ -64,9 +66,10 @@ def play(
     passes that have been played.  pace: of flows that routing pins to paths.  chunking: play messages one by one; the
     quotient is that of the identity partition.  writes: bytes/s that every rank writes to storage beside the step.
     until: gates at which the play ends when all have been passed, though ranks have more to do; none: when nobody has.
+    trace: filled with what happens, in order; of one job, fluid.
     """
     env = Clock()
-    network = Network(env, (link.capacity for link in quotient.links), pace)
+    network = Network(env, (link.capacity for link in quotient.links), pace, trace)
     watched = _watched(quotient)
 
     def seen(kind: GroupClass) -> bool:

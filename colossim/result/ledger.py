@@ -60,11 +60,11 @@ def said_campaign(campaign: Campaign) -> str:
         + (f" ({most})" if most else "")
         + "."
     )
-    first = "" if campaign.growth is None else " At first:"
+    first = " Something" if campaign.growth is None else " At first something"
     if campaign.fewer_replicas_s:
         words += f" {format_time(campaign.fewer_replicas_s)} of training were with fewer replicas."
     if campaign.mtbf_s is not None:
-        words += f"{first} Something stops the job every {format_time(campaign.mtbf_s)}."
+        words += f"{first} stops the job every {format_time(campaign.mtbf_s)}."
     if campaign.best_s is not None and campaign.interval_s is not None:
         assert campaign.young_s is not None
         assert campaign.daly_s is not None

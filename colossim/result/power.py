@@ -129,7 +129,7 @@ def windows_of(step: float) -> Floats:
 
 
 def drawn(line: Timeline, load: Load, times: Floats) -> Floats:
-    """(windows, activities) W that a rank of a timeline draws. times: edges of the windows.
+    """(windows, activities) W that a rank of a timeline draws. times: edges of the windows; it waits after its last interval.
 
     In each window it asks for idle + sum_k share_k (watts_k - idle), and what of that is above the limit is taken from all
     activities alike.
@@ -138,6 +138,9 @@ def drawn(line: Timeline, load: Load, times: Floats) -> Floats:
     spent = np.diff(np.concatenate([[0.0], line.end]))[:, None] * doing(line, load)
     until = np.concatenate([np.zeros((1, len(ACTIVITIES))), np.cumsum(spent, axis=0)])
     ends = np.concatenate([[0.0], line.end])
+    if times[-1] > ends[-1]:
+        rest = np.array([[0.0, 0.0, 0.0, times[-1] - ends[-1]]])
+        ends, until = np.append(ends, times[-1]), np.concatenate([until, until[-1:] + rest])
     shares = np.stack([np.diff(np.interp(times, ends, column)) for column in until.T], axis=1)
     shares /= shares.sum(axis=1, keepdims=True)
     asked = shares * (np.array(gpu.watts) - gpu.idle)
@@ -147,9 +150,12 @@ def drawn(line: Timeline, load: Load, times: Floats) -> Floats:
     return given
 
 
-def course_of(record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec) -> Course:
-    """The step function. loads: of each timeline, which stands for `count` ranks."""
-    times = windows_of(record.step_time)
+def course_of(record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec, step: float | None = None) -> Course:
+    """The step function. loads: of each timeline, which stands for `count` ranks.
+
+    step: s that it takes, if GPUs that differ make it longer: for the rest all wait.
+    """
+    times = windows_of(record.step_time if step is None else max(step, record.step_time))
     gpus = np.zeros((times.size - 1, len(ACTIVITIES)))
     idle = sum(group.count * group.type.gpus * group.type.gpu.idle for group in cluster.nodes)
     for line, load in zip(record.timelines, loads, strict=True):
@@ -159,23 +165,25 @@ def course_of(record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec) -
     return Course(times, gpus, idle, fixed_power(cluster) - switches, switches, cluster.pue)
 
 
-def power_of(record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec, tokens: float) -> Power:
-    """Power of a cluster that plays this step after step. loads: of each timeline.  tokens: a step."""
+def power_of(
+    record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec, tokens: float, step: float | None = None
+) -> Power:
+    """Power of a cluster that plays this step after step. loads: of each timeline.  tokens: a step.  step: of `course_of`."""
     with np.errstate(over="ignore", invalid="ignore"):  # what no float holds is told of the result
-        return _power_of(record, loads, cluster, tokens)
+        return _power_of(record, loads, cluster, tokens, record.step_time if step is None else step)
 
 
-def _power_of(record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec, tokens: float) -> Power:
-    course = course_of(record, loads, cluster)
-    mean, ranks, step = course.mean, sum(line.count for line in record.timelines), record.step_time
-    gpus = course.seconds @ course.gpus / step
+def _power_of(record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec, tokens: float, step: float) -> Power:
+    course = course_of(record, loads, cluster, step)
+    mean, ranks, whole = course.mean, sum(line.count for line in record.timelines), float(course.times[-1])
+    gpus = course.seconds @ course.gpus / whole
     peak, trough = float(course.site.max()), float(course.site.min())
     share = sum(
         (
             line.count * ((line.end - line.start) @ doing(line, load))
             for line, load in zip(record.timelines, loads, strict=True)
         ),
-        start=np.zeros(len(ACTIVITIES)),
+        start=np.array([0.0, 0.0, 0.0, ranks * (whole - record.step_time)]),
     )
     fixed = course.nodes + course.switches
     waiting = sum(
@@ -199,7 +207,7 @@ def _power_of(record: StepRecord, loads: Sequence[Load], cluster: ClusterSpec, t
         idle_W=course.pue * (fixed + course.idle + idle),
         waiting_W=course.pue * (fixed + course.idle + waiting),
         gpu_W=float(gpus.sum()) / ranks,
-        share=dict(zip(ACTIVITIES, (share / (ranks * step)).tolist(), strict=True)),
+        share=dict(zip(ACTIVITIES, (share / (ranks * whole)).tolist(), strict=True)),
         parts_W={
             **dict(zip(ACTIVITIES, gpus.tolist(), strict=True)),
             "idle_gpus": course.idle,

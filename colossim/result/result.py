@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from colossim import __version__
 from colossim.engine.record import CATEGORIES, Floats, LinkUse, StepRecord
 from colossim.errors import SimulationError
@@ -33,12 +35,13 @@ class Result:
     Per-GPU figures are per GPU in the job. breakdown_s: seconds of the rank class that computes longest, by what they went
     to; they add up to step_time_s. links: a link class each. shares: of each kind of replicas {nodes that they stand on,
     replicas, micro_batches, micro_batch, sequences, recompute}. ramp: of the global batch (`result.ramp`). mix: what a job
-    of several node types costs itself. collectives: {channel, operation, bytes, nodes, algorithm, protocol} of each kind
-    that a step runs. routing: what it does to flows (`result.routing`). error_band: how far published runs like it are
-    predicted off (`result.confidence`). power: through the step (`result.power`); power_W is its mean. cost: of the run
-    (`result.cost`), of its campaign where there is one. notes: keys of the scenario that changed nothing. record: the played
-    step, loads: what its ranks run on, cluster: all of it, for plots.  goodput, ettr, interruptions, campaign: of weeks of
-    training (`result.campaign`), where these were asked for.
+    of several node types costs itself. jitter: what steps of GPUs that differ cost (`colossim.jitter.Late`). collectives:
+    {channel, operation, bytes, nodes, algorithm, protocol} of each kind that a step runs. routing: what it does to flows
+    (`result.routing`). error_band: how far published runs like it are predicted off (`result.confidence`). power: through
+    the step (`result.power`); power_W is its mean. cost: of the run (`result.cost`), of its campaign where there is one.
+    notes: keys of the scenario that changed nothing. record: the played step, loads: what its ranks run on, cluster: all
+    of it, for plots.  goodput, ettr, interruptions, campaign: of weeks of training (`result.campaign`), where these were
+    asked for.
     """
 
     scenario: str
@@ -75,6 +78,7 @@ class Result:
     notes: tuple[str, ...]
     shares: tuple[dict[str, Any], ...]
     mix: dict[str, Any] | None
+    jitter: dict[str, Any] | None
     classes: dict[str, int]
     processes: int
     events: int
@@ -129,7 +133,7 @@ class Result:
     @property
     def course(self) -> Course:
         """Power through the step."""
-        return course_of(self.record, self.loads, self.cluster)
+        return course_of(self.record, self.loads, self.cluster, self.step_time_s)
 
     def power_over_time(self) -> tuple[Floats, Floats]:
         """(n + 1,) s, (n,) W of the site over a campaign's first seed: the step's mean where it trained, or standing still.
@@ -180,20 +184,24 @@ def build_result(
     notes: list[str],
     shares: tuple[dict[str, Any], ...],
     ramp: Sizes,
+    late: tuple[Sequence[float], dict[str, Any]] | None,
     mix: dict[str, Any] | None,
     chosen: tuple[tuple[str, str, float, int, str, str], ...],
     pinned: Pinned | None,
 ) -> Result:
-    """Puts a played step into numbers. The step is deterministic, so every step of the run is like it.
+    """Puts a played step into numbers. Without jitter every step of the run is like it.
 
-    loads: what each timeline's ranks run on. Raises SimulationError if a figure is beyond what a float holds.
+    loads: what each timeline's ranks run on.  late: s of each step that was played with jitter, and what is told of it.
+    Raises SimulationError if a figure is beyond what a float holds.
     """
-    step = record.step_time
+    seconds = (record.step_time,) if late is None else tuple(late[0])
+    step = float(np.median(seconds))
     critical = record.timelines[record.critical]
     breakdown = dict(zip(CATEGORIES, (float(s) for s in critical.seconds()), strict=True))
+    breakdown["straggler"] += step - record.step_time
     per_gpu = model_flops_per_step / step / plan.world
     links = _links(record)
-    power = power_of(record, loads, scenario.cluster, tokens_per_step)
+    power = power_of(record, loads, scenario.cluster, tokens_per_step, step)
     job, tokens = scenario.job, scenario.job.tokens
     training = None if tokens is None else time_to_train(tokens / job.sequence_length, ramp, job.global_batch, step)
     result = Result(
@@ -206,7 +214,7 @@ def build_result(
         seed=scenario.run.seed,
         version=__version__,
         step_time_s=step,
-        step_time_p99_s=step,
+        step_time_p99_s=float(np.quantile(seconds, 0.99)),
         tokens_per_step=tokens_per_step,
         tokens_per_s=tokens_per_step / step,
         tokens_per_s_per_gpu=tokens_per_step / step / plan.world,
@@ -236,6 +244,7 @@ def build_result(
         notes=tuple(notes),
         shares=shares,
         mix=mix,
+        jitter=None if late is None else late[1],
         classes=classes,
         processes=record.processes,
         events=record.events,
@@ -245,17 +254,10 @@ def build_result(
         fold=fold,
         fold_rounds=fold_rounds,
         aligned=aligned,
-        steps=tuple(
-            {
-                "step": i,
-                "start_s": i * step,
-                "end_s": (i + 1) * step,
-                "step_time_s": step,
-                "tokens": tokens_per_step,
-                "tokens_per_s": tokens_per_step / step,
-                "mfu": per_gpu / peak_flops_per_gpu,
-            }
-            for i in range(scenario.run.steps)
+        steps=_steps(
+            seconds * (scenario.run.steps if len(seconds) == 1 else 1),
+            tokens_per_step,
+            per_gpu * step / peak_flops_per_gpu,
         ),
         record=record,
         loads=tuple(loads),
@@ -267,6 +269,22 @@ def build_result(
             f"{', '.join(beyond[:3])} cannot be told: a quantity of the scenario is too large or too small to reckon with"
         )
     return result
+
+
+def _steps(seconds: Sequence[float], tokens: float, needed: float) -> tuple[dict[str, float], ...]:
+    """A row a step. tokens: a step.  needed: s that its model FLOPs would take at the GPUs' peak."""
+    return tuple(
+        {
+            "step": i,
+            "start_s": sum(seconds[:i]) if len(set(seconds)) > 1 else i * step,
+            "end_s": sum(seconds[: i + 1]) if len(set(seconds)) > 1 else (i + 1) * step,
+            "step_time_s": step,
+            "tokens": tokens,
+            "tokens_per_s": tokens / step,
+            "mfu": needed / step,
+        }
+        for i, step in enumerate(seconds)
+    )
 
 
 def _figures(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

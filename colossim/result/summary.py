@@ -123,6 +123,8 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
         ),
         *_power(result),
     ]
+    if result.jitter is not None:
+        facts.append(("stragglers", *_stragglers(result.jitter)))
     if result.ramp is not None:
         ramp = result.ramp
         more = (
@@ -172,6 +174,17 @@ def said_power(result: Result) -> str:
         f" {format_power(power.it_W)} in this job, whose GPUs do arithmetic {format_share(busy)} of the time and communicate or"
         f" wait {format_share(away)}"
     )
+
+
+def _stragglers(jitter: dict[str, Any]) -> tuple[str, str]:
+    """What GPUs that differ cost a step, and the rest of the line."""
+    cost, plain = jitter["cost_s"], jitter["undisturbed_s"]
+    words = [f"{name} alone {format_time(each)}" for name, each in jitter["of_each_s"].items()]
+    more = f"  ({format_share(cost / plain)}" + (f"; {', '.join(words)}" if len(words) > 1 else "") + ")"
+    if jitter["percentile"] is not None:
+        no_slower = f"{100 * jitter['percentile']:.2f} % of GPUs are no slower"
+        more += f"; as if all kernels took {jitter['pace']:.3f} of their time: {no_slower}"
+    return f"{format_time(cost)} a step", more
 
 
 def _breakdown(result: Result, ascii_only: bool) -> Any:

@@ -20,6 +20,8 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
     """Notes on keys that the user wrote and that changed nothing, such as "`run.seed` had no effect: ..."."""
     job, par, fabric = scenario.job, scenario.job.parallelism, scenario.cluster.fabric
     overlap, model, experts = job.overlap, job.model, job.experts
+    jitter = scenario.jitter
+    slow = None if jitter is None else jitter.slow
     alone, hiding = "there is one replica", job.software.tensor_overlap
     silent = [
         ("job.overlap.expert", overlap.expert and not model.experts, "the model has no experts"),
@@ -160,6 +162,13 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
             )
             for key in ("checkpoint", "spares", "warm", "repairs", "when_short")
         ),
+        ("jitter", jitter is not None and not jitter.given, "it says how GPUs differ by 0 %"),
+        ("jitter.slow.factor", slow is not None and slow.factor == 1.0, "slow machines take 1 times as long as others"),
+        (
+            "jitter.slow.share",
+            slow is not None and not slow.count(_machines(scenario, slow.per)),
+            f"that is none of the cluster's {_machines(scenario, slow.per):,} {slow.per}s" if slow is not None else "",
+        ),
         *(
             (
                 f"events.{i}",
@@ -181,6 +190,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
         (
             "run.seed",
             scenario.faults is None
+            and (jitter is None or not jitter.given)
             and fabric.routing != "ecmp"
             and job.placement != "scattered"
             and scenario.traffic is None
@@ -196,6 +206,11 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
     else:
         silent.append(("cluster.fabric.graph", True, f"only a fabric of type graph has one, not {fabric.type}"))
     return [f"`{path}` had no effect: {why}" for path, quiet, why in silent if quiet and scenario.written(path)]
+
+
+def _machines(scenario: Scenario, per: str) -> int:
+    """Nodes of the cluster, or GPUs."""
+    return scenario.cluster.gpus if per == "gpu" else sum(group.count for group in scenario.cluster.nodes)
 
 
 def advice(scenario: Scenario, plan: Plan) -> list[str]:

@@ -83,7 +83,8 @@ class Event(Facts):
     per_node: PerNode = Field(
         default="provisioned",
         description="W of the site by which power is counted, a node. provisioned: what its supply is laid out for, with"
-        " switches and cooling; measured: what it draws in training, with both; or a power",
+        " switches and cooling; measured: what one drew in a measured run (or its GPUs' limits and its overhead), with both; or"
+        " a power",
     )
     waves: Positive = Field(default=1, description="equal parts in which nodes come, go or are replaced")
     every: SomeSeconds | None = Field(default=None, description="s from one wave to the next")

@@ -23,7 +23,7 @@ from colossim.scenario.fields import wrong_path
 from colossim.scenario.files import find_graph, with_dumps
 from colossim.scenario.messages import Place, place_of, translated
 from colossim.scenario.rules_events import check_events
-from colossim.scenario.schema import LATER_KEYS, Scenario
+from colossim.scenario.schema import Scenario
 from colossim.shipped import scenario_path
 from colossim.yaml12 import Document, Path_, dotted
 
@@ -53,8 +53,6 @@ _FREE: dict[Path_, Any] = {
         )
     ),
 }
-#: Known keys without a capability yet: the message about them says more than "no field".
-_LATER_ROOTS = {path[0] for path in LATER_KEYS if len(path) == 1}
 
 
 def load_scenario(source: str | Path, set: Iterable[str] = (), case: str | None = None) -> Scenario:
@@ -117,7 +115,7 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
     keys: dict[Path_, Place] = places | {path: (file, *place) for path, place in document.keys.items()}
     problems: list[Problem] = []
     for path, changed, place in changes:
-        wrong = None if path.split(".")[0] in _LATER_ROOTS else wrong_path(Scenario, path)
+        wrong = wrong_path(Scenario, path)
         if wrong is not None:
             problems.append(Problem(path, wrong, *place))
             continue
@@ -125,13 +123,12 @@ def build(document: Document, file: str, changes: list[Change]) -> Scenario:
     extra = _extra(value, file, problems, places)
     value = with_dumps(value, file, extra, problems, places)
     broken_entries = bool(problems)
-    problems += _later(value, places, keys)
-    later = {problem.field for problem in problems}
+    told = {problem.field for problem in problems}
     scenario = None
     try:
         scenario = Scenario.model_validate(value, context={"catalog": extra})
     except pydantic.ValidationError as error:
-        found = [p for p in translated(error, Scenario, value, keys, places) if p.field not in later]
+        found = [p for p in translated(error, Scenario, value, keys, places) if p.field not in told]
         if "jobs" in value:
             # What is wrong with the first of several jobs is told where it stands.
             found = [p for p in found if p.field or "`job." not in p.message]
@@ -296,24 +293,6 @@ def _put(
     return _changed(value, path, new, place, dict(keys), dict(places), problems)
 
 
-def _later(value: dict[str, Any], places: Mapping[Path_, Place], keys: Mapping[Path_, Place]) -> list[Problem]:
-    """Keys of capabilities that are not there yet."""
-    found: list[Problem] = []
-    for later, what in LATER_KEYS.items():
-        owner = _at(value, later[:-1])
-        if isinstance(owner, dict) and later[-1] in owner:
-            message = f"isn't available yet: it comes with {what}; leave it out"
-            found.append(Problem(dotted(later), message, *place_of(later, keys, keys)))
-    return found
-
-
-def _at(value: Any, path: tuple[str, ...]) -> Any:
-    """What stands at a path of mappings; None if there is nothing."""
-    for part in path:
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list[Problem]:
     """Cases and grid name fields that exist; names are unique; a measurement has a source."""
     problems = []
@@ -338,7 +317,7 @@ def _variant_problems(scenario: Scenario, places: Mapping[Path_, Place]) -> list
 
 
 def _unsettable(owner: Path_, path: str, places: Mapping[Path_, Place]) -> list[Problem]:
-    wrong = None if path.split(".")[0] in _LATER_ROOTS else wrong_path(Scenario, path)
+    wrong = wrong_path(Scenario, path)
     if wrong is None and path.split(".")[0] in ("cases", "grid", "catalog"):
         wrong = f"a variant cannot change `{path.split('.')[0]}`"
     return [] if wrong is None else [Problem(dotted((*owner, path)), wrong, *place_of((*owner, path), places, places))]

@@ -1,7 +1,6 @@
 """The scenario: what a user says about a cluster, a job and a run.
 
 Each field is declared once, with unit, default and meaning: the reader, JSON Schema and the docs follow.
-Keys of capabilities that are not there yet are known, and say so.
 """
 
 from __future__ import annotations
@@ -30,13 +29,9 @@ from colossim.errors import Problem, ScenarioError
 from colossim.scenario.campaign import Checkpoint, Repairs, Warm
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.events import Event
+from colossim.scenario.jitter import Jitter
 from colossim.scenario.job import JobSpec, NamedJob
 from colossim.scenario.power import PowerCap, Price
-
-#: Keys of the contract whose capability comes later: path, and what it comes with.
-LATER_KEYS: dict[tuple[str, ...], str] = {
-    ("jitter",): "stragglers",
-}
 
 
 class NodeGroup(Facts):
@@ -159,6 +154,9 @@ class Scenario(Facts):
     when_short: Literal["wait", "shrink"] = Field(
         default="wait", description="what the job does without a spare: wait for a node, or go on with fewer replicas"
     )
+    jitter: Jitter | None = Field(
+        default=None, description="how GPUs differ from each other, and kernels from time to time"
+    )
     regrow: Literal["at restart", "at once"] = Field(
         default="at restart",
         description="when a job that has shrunk takes up nodes that are back: when it restarts anyway, or stopping for them",
@@ -187,11 +185,13 @@ class Scenario(Facts):
             run = data.get("run")
             for key, there in (
                 ("faults", "faults" in data),
+                ("jitter", "jitter" in data),
                 ("events", "events" in data),
                 ("run.duration", isinstance(run, dict) and "duration" in run),
             ):
                 if there:
-                    raise ValueError(f"weeks of {others} can't be played yet: leave `{key}` out, or write one job")
+                    what = "stragglers" if key == "jitter" else "weeks"
+                    raise ValueError(f"{what} of {others} can't be played yet: leave `{key}` out, or write one job")
         if isinstance(data, dict) and isinstance(data.get("jobs"), tuple) and data["jobs"]:
             if "job" in data:
                 raise ValueError("has `job` and `jobs`: a scenario has one of them")

@@ -94,6 +94,8 @@ def _stretch(scenario: Scenario, moment: Moment, ended: list[int], over: int, be
         raise _Unfit(error.problems) from None
     except ValueError as error:
         raise _Unfit((Problem("", str(error)),)) from None
+    cut = there.job.parallelism.model_copy(update={"data": plan.data})
+    there = there.model_copy(update={"job": there.job.model_copy(update={"parallelism": cut})})
     same = before is not None and _standing(before.scenario, before.plan) == _standing(there, plan)
     events = tuple(sorted({change.event for change in moment.changes}))
     moves = [move for i in events if (move := scenario.events[i].move) is not None]
@@ -114,15 +116,14 @@ def _stretch(scenario: Scenario, moment: Moment, ended: list[int], over: int, be
 
 def _standing(scenario: Scenario, plan: Plan) -> tuple[JobSpec, list[tuple[NodeType, int]]]:
     """The job as it is cut, and the nodes under its ranks."""
-    job, left = scenario.job, plan.world
-    cut = job.parallelism.model_copy(update={"data": plan.data})
+    left = plan.world
     under: list[tuple[NodeType, int]] = []
     for group in scenario.cluster.nodes:
         used = min(group.count, -(-left // group.type.gpus))
         left = max(0, left - used * group.type.gpus)
         if used:
             under.append((group.type, used))
-    return job.model_copy(update={"parallelism": cut}), under
+    return scenario.job, under
 
 
 def _told(scenario: Scenario, moment: Moment, problems: tuple[Problem, ...]) -> list[Problem]:
