@@ -9,7 +9,7 @@ import numpy as np
 from colossim.catalog.faults import FaultClass
 from colossim.cluster import Cluster
 from colossim.damage import Damage, StepTime, fewer_of, places_of
-from colossim.engine.setting import Era, Setting, Source
+from colossim.engine.setting import Era, Peers, Setting, Source
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.reliability import best_interval
 from colossim.scenario.campaign import Checkpoint, Storage
@@ -131,10 +131,18 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
         step_of=Damage(scenario, plan, cluster, step_s, step_time).step_of,
         fewer=fewer_of(scenario, plan),
         regrow=scenario.regrow == "at once",
+        peers=_peers(checkpoint),
         crews=None if scenario.repairs is None else scenario.repairs.crews,
         warm=0 if scenario.warm is None else scenario.warm.nodes,
         join=0.0 if scenario.warm is None else scenario.warm.join,
     )
+
+
+def _peers(checkpoint: Checkpoint | None) -> Peers | None:
+    if checkpoint is None or checkpoint.peer is None:
+        return None
+    peer = checkpoint.peer
+    return Peers(peer.interval, peer.write, peer.restart, peer.copies)
 
 
 def checkpoint_bytes(job: JobSpec) -> float:
@@ -173,7 +181,7 @@ def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float
 
 def _check_events(seconds: float, era: Era) -> None:
     """Raises SimulationError if checkpoints and faults are too many to be played."""
-    events = seconds / era.interval
+    events = seconds / era.interval + (0.0 if era.peers is None else seconds / era.peers.interval)
     for source in era.sources:
         infant = source.kind.infant
         more = 0.0 if infant is None else (infant.factor - 1.0) * min(infant.lasts, seconds)

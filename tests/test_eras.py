@@ -16,7 +16,7 @@ from colossim.catalog.faults import Infant
 from colossim.draws import generator
 from colossim.engine.campaign import Campaign, play_campaign
 from colossim.engine.faults import Failures
-from colossim.engine.setting import Setting
+from colossim.engine.setting import Peers, Setting
 
 
 def grown(one: Setting, *changes):
@@ -184,6 +184,8 @@ def drawn(data) -> Setting:
         sources.append(source(mtbf, owner, count, name, effect=effect, **facts, **times))
     changes = {key: draw(st.floats(5.0, 300.0)) for key in ("interval", "write", "durable", "restart")}
     spares, seed = draw(st.integers(0, 2)), draw(st.integers(0, 99))
+    changes["peers"] = draw(st.sampled_from([None, Peers(20.0, 1.0, 10.0, 2)]))
+    changes["crews"] = draw(st.sampled_from([None, 1]))
     one = setting(*sources, duration=5000.0, spares=spares, seed=seed, nodes=draw(st.integers(1, 4)), **changes)
     later = []
     for begins in sorted(draw(st.lists(st.floats(0.0, 5000.0), max_size=3))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -50,7 +50,7 @@ class Outages:
         self._tell, self._mended = tell, mended
         self.sources: dict[str, Source] = {}
         self.failures: dict[str, Failures] = {}
-        #: Numbers of the timers of the next fault of each class.
+        #: Numbers of the timers of the next fault of each class that has one.
         self._next: dict[str, int] = {}
         #: Spares that stand by, those that have to join first, and those that do.
         self.spares, self.warm, self.joining = era.spares, era.warm, 0
@@ -65,6 +65,8 @@ class Outages:
         #: The size of a job that goes on with fewer replicas, and nodes that it leaves idle.
         self.size: Fewer | None = None
         self.idle: set[int] = set()
+        #: Nodes of the job whose memory went since it last wrote to it or restarted.
+        self.forgot: set[int] = set()
         #: When those corruptions struck that nobody has found.
         self.unfound: list[float] = []
         calendar.due |= {
@@ -96,6 +98,17 @@ class Outages:
         size = self._largest()
         return not self.empty or (size is not None and size.replicas > self.size.replicas)
 
+    def held(self, fault: Fault) -> bool:
+        """Whether what nodes hold for each other is there after a fault: of each group of neighbours one node."""
+        peers, nodes = self.era.peers, self.era.nodes
+        if peers is None or fault.source.owner == "job" or nodes < peers.copies:
+            return False
+        groups = nodes // peers.copies
+        gone = Counter(min(node // peers.copies, groups - 1) for node in self.forgot)
+        # The last group has what is left over as well.
+        sizes = {groups - 1: nodes - (groups - 1) * peers.copies}
+        return all(count < sizes.get(group, peers.copies) for group, count in gone.items())
+
     def _largest(self) -> Fewer | None:
         """The most replicas for which there are nodes; None if all nodes are there, or too few."""
         there = self.era.nodes - len(self.empty)
@@ -124,7 +137,7 @@ class Outages:
         self.empty = deque([*held, *islice(others, lacking - len(held))])
         self.spares = min(era.spares, max(0, stand - out))
         self.warm = max(0, stand - out) - self.spares
-        self.era, self.size, self.idle = era, None, set()
+        self.era, self.size, self.idle, self.forgot = era, None, set(), set()
         self.begin()
 
     def begin(self) -> None:
@@ -194,6 +207,7 @@ class Outages:
         name = fault.source.name
         if fault.nodes:
             idle = self._idle(fault.nodes)
+            self.forgot.update(fault.nodes)
             for node in fault.nodes:
                 self._lose(node, detect)
             self._repair(name, None, repair, "nodes", (len(fault.nodes),), detect)
@@ -246,7 +260,7 @@ class Outages:
             failures, now = self.failures[name], self.calendar.now
             failures.resize(failures.count, now)
             failures.renew(component, now)
-            self.calendar.cancel(self._next[name])
+            self.calendar.cancel(self._next.pop(name, 0))
             self._ask(name)
         self.calendar.due[due](*what)
 
@@ -288,6 +302,7 @@ class Outages:
             "size": None if self.size is None else self.size.replicas,
             "idle": sorted(self.idle),
             "unfound": self.unfound,
+            "forgot": sorted(self.forgot),
         }
 
     def from_plain(self, state: dict[str, Any], eras: Sequence[Era]) -> None:
@@ -303,4 +318,4 @@ class Outages:
         self.wrong = {(part, left, place, node): count for part, left, place, node, count in state["wrong"]}
         self.size = next((size for size in self.era.fewer if size.replicas == state["size"]), None)
         self.idle = set(state["idle"])
-        self.unfound = list(state["unfound"])
+        self.unfound, self.forgot = list(state["unfound"]), set(state["forgot"])

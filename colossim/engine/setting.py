@@ -69,6 +69,16 @@ class Fewer:
 
 
 @dataclass(frozen=True)
+class Peers:
+    """Checkpoints in the memory of other nodes. interval, write, restart: s; copies: nodes that hold the same, neighbours."""
+
+    interval: float
+    write: float
+    restart: float
+    copies: int
+
+
+@dataclass(frozen=True)
 class Era:
     """The job as it stands from a moment on until the next era.
 
@@ -78,7 +88,8 @@ class Era:
     step_of: s a step in a state.  move: s that going over to it takes beyond a restart.  planned: the job writes a checkpoint
     and stops for it at `begins`; else it is taken up at the first restart after that.  fewer: how the job goes on without a
     spare, the most replicas first; without any it waits.  regrow: it stops for a node that is back; else a restart takes it up.
-    crews: that repair, one thing each; None: as many as it takes.  warm: spares more, that take `join` s to join.
+    peers: checkpoints in memory, beside those in storage.  crews: that repair, one thing each; None: as many as it takes.
+    warm: spares more, that take `join` s to join.
     """
 
     begins: float
@@ -96,6 +107,7 @@ class Era:
     planned: bool = False
     fewer: tuple[Fewer, ...] = ()
     regrow: bool = False
+    peers: Peers | None = None
     crews: int | None = None
     warm: int = 0
     join: float = 0.0

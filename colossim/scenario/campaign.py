@@ -35,6 +35,17 @@ class Storage(Facts):
     total: Rate | None = Field(default=None, description="bytes/s that the storage takes of all nodes")
 
 
+class Peer(Facts):
+    """Checkpoints that nodes keep in memory for each other."""
+
+    interval: SomeSeconds = Field(description="s of training between two")
+    write: Seconds = Field(description="s for which one blocks the job")
+    restart: Seconds = Field(description="s from a job that stands still to one that trains again, out of memory")
+    copies: Annotated[int, Field(ge=2, le=64)] = Field(
+        default=2, description="neighbouring nodes that hold the same: of each such group one has to be left"
+    )
+
+
 class Checkpoint(Facts):
     """Checkpoints, and what a restart from one costs."""
 
@@ -59,6 +70,7 @@ class Checkpoint(Facts):
         description="s from a job that stands still to one that trains again, its checkpoint loaded"
     )
 
+    peer: Peer | None = Field(default=None, description="checkpoints in the nodes' memory, beside those in storage")
     watchdog: SomeSeconds = Field(
         default="10 min",
         validate_default=True,

@@ -88,6 +88,17 @@ def _check_checkpoint(scenario: Scenario, report: Callable[[str, str], None]) ->
         report("checkpoint.interval", "an optimal one needs faults that stop the job: say how long it is")
     if checkpoint.best and checkpoint.write == 0:
         report("checkpoint.interval", "an optimal one needs checkpoints that take time: say how long it is")
+    if checkpoint.peer is not None:
+        if checkpoint.best:
+            report("checkpoint.interval", "an optimal one is of storage alone: beside `peer` say how long it is")
+        elif checkpoint.peer.interval >= checkpoint.interval:
+            late = format_time(checkpoint.interval)
+            report(
+                "checkpoint.peer.interval",
+                f"is no shorter than that of the storage, {late}: memory is for more of them",
+            )
+        if checkpoint.peer.write >= checkpoint.peer.interval:
+            report("checkpoint.peer.write", "is no shorter than the interval: the job would write more than it trains")
     if not checkpoint.best and checkpoint.write is not None:
         durable = checkpoint.durable if checkpoint.asynchronous else None
         check_times(checkpoint.interval, checkpoint.write, checkpoint.write if durable is None else durable, report)
