@@ -166,6 +166,20 @@ def test_what_joins_is_new():
     assert sum(found) == pytest.approx(mean, abs=4 * math.sqrt(mean))
 
 
+@pytest.mark.parametrize("shape", [1.0, 0.7])
+def test_what_left_the_cluster_is_mended_for_nobody(shape):
+    """Three links that a crew is at when two of them leave; later three again: what comes is new, and fails."""
+    three, one = (source(200.0, "gpu", count, "link", effect="degrade", repair=500.0, shape=shape) for count in (3, 1))
+    begin = setting(three, duration=50_000.0, interval=math.inf, crews=1)
+    fewer = {"begins": 1000.0, "planned": True, "sources": (one,)}
+    more = {"begins": 1200.0, "planned": True, "sources": (three,)}
+    faults = [
+        play_campaign(grown(dataclasses.replace(begin, seed=seed), fewer, more)).faults["link"] for seed in range(20)
+    ]
+    # One crew and lives that are short beside repairs: it is busy all but all the time.
+    assert np.mean(faults) == pytest.approx(100, rel=0.1)
+
+
 # -- accounts, and going on ----------------------------------------------------------------------------------------------
 def drawn(data) -> Setting:
     """A random campaign with eras."""

@@ -72,6 +72,8 @@ class Failures:
 
     def resize(self, count: int, now: float) -> None:
         """So many components from now on: the first are those that were there, others are new. `next` is to be asked anew."""
+        # What isn't there any more is new if it comes again.
+        self._until = {component: when for component, when in self._until.items() if component < count}
         self._gone = {component for component in self._gone if component < count}
         self._joined = [item for item in self._joined if item[0] < count]
         if count > self.count:

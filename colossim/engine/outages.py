@@ -255,7 +255,7 @@ class Outages:
     def _mended_by_crew(self, name: str, component: int | None, due: str, what: Sequence[Any]) -> None:
         self.busy -= 1
         self._send_crews()
-        if component is not None:
+        if component is not None and component < self.failures[name].count:
             # When it would be there again nobody knew: what fails next is drawn anew.
             failures, now = self.failures[name], self.calendar.now
             failures.resize(failures.count, now)
