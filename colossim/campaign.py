@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from colossim.catalog.faults import FaultClass
 from colossim.cluster import Cluster
 from colossim.damage import Damage, StepTime, fewer_of, places_of
-from colossim.engine.setting import Era, Setting, Source
+from colossim.engine.setting import Era, Peers, Setting, Source
 from colossim.errors import Problem, ScenarioError, SimulationError
 from colossim.reliability import best_interval
 from colossim.scenario.campaign import Checkpoint, Storage
@@ -40,12 +43,30 @@ def sources_of(scenario: Scenario, plan: Plan, cluster: Cluster) -> tuple[Source
     gpus = places_of(plan, cluster)
     firsts = np.unique(cluster.gpu_node[: plan.world], return_index=True)[1]
     places = {"gpu": gpus, "node": gpus[firsts]}
-    classes = scenario.faults.classes
+    classes = {name: _noticed(kind, scenario.checkpoint) for name, kind in scenario.faults.classes.items()}
     owners = {name: owner for name in classes if (owner := scenario.faults.owner(name)) is not None}
     return tuple(
-        Source(name, classes[name], owner, counts[owner], None if classes[name].stops else places.get(owner))
+        Source(
+            name,
+            classes[name],
+            owner,
+            _count(classes[name], counts, owner),
+            None if classes[name].stops else places.get(owner),
+        )
         for name, owner in owners.items()
     )
+
+
+def _noticed(kind: FaultClass, checkpoint: Checkpoint | None) -> FaultClass:
+    """A class with what it takes until a hang is noticed: the time-out of collectives, or less if something else finds it."""
+    if not kind.hang or checkpoint is None:
+        return kind
+    return kind.model_copy(update={"detect": min(kind.detect or math.inf, checkpoint.watchdog)})
+
+
+def _count(kind: FaultClass, counts: dict[str, int], owner: str) -> int:
+    """Components of a class. counts: those of each owner but racks, whose size the class says."""
+    return math.ceil(counts["node"] / kind.radius.nodes) if kind.radius is not None else counts[owner]
 
 
 def nodes_of(plan: Plan, cluster: Cluster) -> int:
@@ -60,8 +81,18 @@ def mtbf_of(sources: tuple[Source, ...]) -> float:
 
 
 def spares_of(scenario: Scenario, plan: Plan) -> int:
-    """Nodes that stand by: those that the job leaves free, or so many of them as the scenario says."""
-    return sum(count for _, count in plan.spares) if scenario.spares is None else scenario.spares
+    """Nodes that stand by at once: those that the job leaves free, or so many of them as the scenario says.
+
+    Raises ScenarioError (located) if warm ones aren't free beside them.
+    """
+    free = sum(count for _, count in plan.spares)
+    warm = 0 if scenario.warm is None else scenario.warm.nodes
+    left = free - (scenario.spares or 0)
+    if warm > left:
+        beside = f" beside {scenario.spares:,} spares" if scenario.spares else ""
+        message = f"{warm:,} nodes: the job leaves {left:,} free{beside}: {left:,} would do, or fewer replicas"
+        raise scenario.located(ScenarioError([Problem("warm.nodes", message)]))
+    return free - warm if scenario.spares is None else scenario.spares
 
 
 def setting_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step_time: StepTime) -> Setting:
@@ -100,7 +131,18 @@ def era_of(scenario: Scenario, plan: Plan, cluster: Cluster, step_s: float, step
         step_of=Damage(scenario, plan, cluster, step_s, step_time).step_of,
         fewer=fewer_of(scenario, plan),
         regrow=scenario.regrow == "at once",
+        peers=_peers(checkpoint),
+        crews=None if scenario.repairs is None else scenario.repairs.crews,
+        warm=0 if scenario.warm is None else scenario.warm.nodes,
+        join=0.0 if scenario.warm is None else scenario.warm.join,
     )
+
+
+def _peers(checkpoint: Checkpoint | None) -> Peers | None:
+    if checkpoint is None or checkpoint.peer is None:
+        return None
+    peer = checkpoint.peer
+    return Peers(peer.interval, peer.write, peer.restart, peer.copies)
 
 
 def checkpoint_bytes(job: JobSpec) -> float:
@@ -139,7 +181,11 @@ def times_of(scenario: Scenario, checkpoint: Checkpoint, nodes: int, mtbf: float
 
 def _check_events(seconds: float, era: Era) -> None:
     """Raises SimulationError if checkpoints and faults are too many to be played."""
-    events = seconds / era.interval + sum(seconds * source.count / source.kind.mtbf for source in era.sources)
+    events = seconds / era.interval + (0.0 if era.peers is None else seconds / era.peers.interval)
+    for source in era.sources:
+        infant = source.kind.infant
+        more = 0.0 if infant is None else (infant.factor - 1.0) * min(infant.lasts, seconds)
+        events += (seconds + more) * source.count / source.kind.mtbf
     if events > MOST_EVENTS:
         raise SimulationError(
             f"{events:,.3g} checkpoints and faults in {format_time(seconds)} are more than can be played: at most"

@@ -42,7 +42,7 @@ from colossim.workload.replicas import ReplicaKind
 from colossim.workload.transformer import active_parameters, parameters
 
 Section = dict[str, str]
-_OWNERS = {"gpu": "GPUs", "node": "nodes", "leaf": "leaf switches", "job": "job"}
+_OWNERS = {"gpu": "GPUs", "node": "nodes", "rack": "racks", "leaf": "leaf switches", "job": "job"}
 #: Links that are named.
 _NAMED = 4
 
@@ -161,6 +161,10 @@ def _weeks(scenario: Scenario, plan: Plan, cluster: Cluster) -> Section:
             f"; the best interval is {best}" if best else ""
         )
     section["spares"] = f"{spares_of(scenario, plan):,} nodes"
+    if scenario.warm is not None:
+        section["spares"] += f", and {scenario.warm.nodes:,} that take {format_time(scenario.warm.join)} to join"
+    if scenario.repairs is not None:
+        section["repairs"] = f"{scenario.repairs.crews:,} at a time"
     sizes = fewer_of(scenario, plan)
     if sizes:
         largest = f"{sizes[0].replicas:,} of {plan.data:,} on {sizes[0].nodes:,} nodes"

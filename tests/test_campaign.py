@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from colossim import catalog
 from colossim.campaign import setting_of, times_of
 from colossim.catalog.faults import FaultClass
 from colossim.damage import firsts_of, in_state, places_of
@@ -34,7 +35,7 @@ from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
 from colossim.shipped import scenario_path
 from colossim.simulation import simulate
-from colossim.units import format_time
+from colossim.units import TIME, format_time
 from colossim.workload import transformer
 
 HOUR = 3600.0
@@ -457,6 +458,47 @@ def test_cases_are_told_side_by_side():
     assert sum(shares) == pytest.approx(100, abs=0.3)
 
 
+@pytest.mark.parametrize(
+    ("fault", "watchdog", "noticed"),
+    [
+        ("hang: true", "", 600.0),
+        ("hang: true", ", watchdog: 30 min", 1800.0),
+        ("hang: true, detect: 1 min", "", 60.0),
+        ("hang: true, detect: 1 h", "", 600.0),
+        ("detect: 1 h", "", 3600.0),
+    ],
+)
+def test_a_hang_is_noticed_by_the_watchdog(fault, watchdog, noticed):
+    """After ten minutes, PyTorch's default (kProcessGroupNCCLDefaultTimeout), unless it is set or something else is sooner."""
+    checkpoint = f"checkpoint={{interval: 20 min, write: 10 s, restart: 5 min{watchdog}}}"
+    scenario = load_scenario(
+        "two-pods", set=["run.duration=9 d", f"faults.software={{mtbf: 20 h, {fault}}}", checkpoint]
+    )
+    found = simulate(scenario).campaign
+    assert found.restart_s == noticed + 300.0
+    first = found.interruptions[0]
+    assert first["restart_s"] == pytest.approx(noticed + 300.0)
+
+
+def test_profiles_have_the_rates_that_are_printed():
+    """2.34 failures in 1,000 node-days; 0.057 % of links and 0.051 % of leaf switches a month."""
+    day, month = 24 * HOUR, 730.5 * HOUR
+    nodes = catalog.entry("faults", "meta-rsc-2")["node"]["mtbf"]
+    assert 1000 * day / TIME.parse(nodes) == pytest.approx(2.34, rel=1e-3)
+    printed = {"link": 0.00057, "leaf": 0.00051}
+    for name, share in printed.items():
+        assert month / TIME.parse(catalog.entry("faults", "alibaba-hpn")[name]["mtbf"]) == pytest.approx(
+            share, rel=1e-3
+        )
+
+
+@pytest.mark.parametrize("profile", ["meta-rsc-2", "alibaba-hpn"])
+def test_profiles_are_played(profile):
+    rest = ["run.duration=90 d", "checkpoint={interval: 20 min, write: 10 s, restart: 5 min}"]
+    found = simulate(load_scenario("two-pods", set=[*rest, f"faults={profile}"])).campaign
+    assert 0.9 < found.goodput <= 1.0
+
+
 # -- what a reviewer found -----------------------------------------------------------------------------------------------
 def struck(monkeypatch, times):
     """Faults at these times, of component 0, by the mean time between failures of their class."""
@@ -618,6 +660,8 @@ def test_what_has_no_end_is_refused(changes):
     ("change", "says"),
     [
         ("faults.gpu.shape=0.001", "at least 0.1"),
+        ("faults.link.hang=true", "is of what stops the job"),
+        ("faults.gpu={mtbf: 9 h, shape: 2, infant: {factor: 3, lasts: 9 d}}", "exponential otherwise"),
         ("faults.gpu.repair_spread=1e200", "at most 5"),
         ("faults.leaf={mtbf: 9 h, effect: degrade}", "degrade is of a gpu, not of a leaf"),
         (

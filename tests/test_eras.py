@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_campaign import setting, source, spent
 
+from colossim.catalog.faults import Infant
 from colossim.draws import generator
 from colossim.engine.campaign import Campaign, play_campaign
 from colossim.engine.faults import Failures
-from colossim.engine.setting import Setting
+from colossim.engine.setting import Peers, Setting
 
 
 def grown(one: Setting, *changes):
@@ -139,6 +140,46 @@ def test_weibull_components_keep_their_age():
     assert failures.next()[1] in (0, 1)
 
 
+INFANT = Infant.model_construct(factor=5.0, lasts=2000.0)
+
+
+@pytest.mark.parametrize("end", [1000.0, 4000.0, 20_000.0])
+def test_what_is_new_fails_more_often(end):
+    """Of n lives of mean M until T: n/M (T + (f - 1) tau (1 - exp(-T/tau))), over 40 seeds within 4 sigma."""
+    link = source(1000.0, "gpu", 10, "link", effect="degrade", infant=INFANT)
+    faults = [play_campaign(setting(link, duration=end, interval=math.inf, seed=i)).faults["link"] for i in range(40)]
+    mean = 40 * 10 / 1000.0 * (end + 4.0 * 2000.0 * -math.expm1(-end / 2000.0))
+    assert sum(faults) == pytest.approx(mean, abs=4 * math.sqrt(mean))
+
+
+def test_what_joins_is_new():
+    """Ten until 20,000 s, when the first are old; ten more then, whose first 2,000 s bring (2,000 + 8,000 (1 - 1/e))/100."""
+    few, many = (source(1000.0, "gpu", count, "link", effect="degrade", infant=INFANT) for count in (10, 20))
+    found = []
+    for seed in range(40):
+        one = setting(few, duration=22_000.0, interval=math.inf, seed=seed)
+        before = play_campaign(dataclasses.replace(one, duration=20_000.0)).faults["link"]
+        grew = grown(one, {"begins": 20_000.0, "planned": True, "sources": (many,)})
+        found.append(play_campaign(grew).faults["link"] - before)
+    old = 20.0 + 80.0 * (math.exp(-10) - math.exp(-11))
+    mean = 40 * (old + 20.0 + 80.0 * (1 - math.exp(-1)))
+    assert sum(found) == pytest.approx(mean, abs=4 * math.sqrt(mean))
+
+
+@pytest.mark.parametrize("shape", [1.0, 0.7])
+def test_what_left_the_cluster_is_mended_for_nobody(shape):
+    """Three links that a crew is at when two of them leave; later three again: what comes is new, and fails."""
+    three, one = (source(200.0, "gpu", count, "link", effect="degrade", repair=500.0, shape=shape) for count in (3, 1))
+    begin = setting(three, duration=50_000.0, interval=math.inf, crews=1)
+    fewer = {"begins": 1000.0, "planned": True, "sources": (one,)}
+    more = {"begins": 1200.0, "planned": True, "sources": (three,)}
+    faults = [
+        play_campaign(grown(dataclasses.replace(begin, seed=seed), fewer, more)).faults["link"] for seed in range(20)
+    ]
+    # One crew and lives that are short beside repairs: it is busy all but all the time.
+    assert np.mean(faults) == pytest.approx(100, rel=0.1)
+
+
 # -- accounts, and going on ----------------------------------------------------------------------------------------------
 def drawn(data) -> Setting:
     """A random campaign with eras."""
@@ -148,11 +189,17 @@ def drawn(data) -> Setting:
         effect = draw(st.sampled_from(["stop", "degrade", "slow", "corrupt"]))
         owner = draw(st.sampled_from(["job", "gpu", "node", "leaf"]))
         times = {key: draw(st.floats(0.0, 400.0)) for key in ("detect", "repair")}
-        facts = {"shape": draw(st.sampled_from([1.0, 0.7, 2.0])), "repair_spread": draw(st.sampled_from([0.0, 1.0]))}
+        facts = {
+            "infant": draw(st.sampled_from([None, INFANT])),
+            "shape": draw(st.sampled_from([1.0, 0.7, 2.0])),
+            "repair_spread": draw(st.sampled_from([0.0, 1.0])),
+        }
         mtbf, count = draw(st.floats(200.0, 5000.0)), draw(st.integers(1, 4))
         sources.append(source(mtbf, owner, count, name, effect=effect, **facts, **times))
     changes = {key: draw(st.floats(5.0, 300.0)) for key in ("interval", "write", "durable", "restart")}
     spares, seed = draw(st.integers(0, 2)), draw(st.integers(0, 99))
+    changes["peers"] = draw(st.sampled_from([None, Peers(20.0, 1.0, 10.0, 2)]))
+    changes["crews"] = draw(st.sampled_from([None, 1]))
     one = setting(*sources, duration=5000.0, spares=spares, seed=seed, nodes=draw(st.integers(1, 4)), **changes)
     later = []
     for begins in sorted(draw(st.lists(st.floats(0.0, 5000.0), max_size=3))):

@@ -151,7 +151,13 @@ BAD = [
     ("", "faults: {gpu: {mtbf: 79230 h}}\n", "16:9", "faults", "say `checkpoint: {interval, write, restart}`, too"),
     ("", "faults: {gpu: {mtbf: 7 h, effect: slow, mtfb: 3 h}}\n", "16:41", "faults.gpu.mtfb", "did you mean `mtbf`?"),
     ("", "faults: {gpu: {mtbf: 79230}}\n", "16:22", "faults.gpu.mtbf", "no unit"),
-    ("", "faults: {pump: {mtbf: 7 h, effect: slow}}\n", "16:16", "faults.pump", "say `per` (gpu, node, leaf or job)"),
+    (
+        "",
+        "faults: {pump: {mtbf: 7 h, effect: slow}}\n",
+        "16:16",
+        "faults.pump",
+        "say `per` (gpu, node, rack, leaf or job)",
+    ),
     ("", "faults: {}\n", "16:9", "faults", "has no class of faults"),
     (
         "",

@@ -15,9 +15,10 @@ from colossim.engine.campaign import play_campaign
 from colossim.engine.faults import Failures
 from colossim.engine.setting import Fewer, State, Wrong
 from colossim.errors import ScenarioError
+from colossim.layout import prepare
 from colossim.scenario.derive import derive
 from colossim.scenario.reader import load_scenario
-from colossim.simulation import prepare, simulate
+from colossim.simulation import simulate
 
 #: Two nodes a replica, four replicas: 4 tokens a step of 1 s, and one token fewer for each replica that is missing.
 FEWER = tuple(Fewer(replicas, 2 * replicas, float(replicas)) for replicas in (3, 2))
@@ -31,7 +32,9 @@ def in_places(monkeypatch, *strikes):
     """Faults at (s, component), however often it is asked."""
     left = list(strikes)
     monkeypatch.setattr(Failures, "next", lambda self: left[0] if left else (math.inf, 0))
-    monkeypatch.setattr(Failures, "renew", lambda self, component, when: left.pop(0))
+    monkeypatch.setattr(
+        Failures, "renew", lambda self, component, when: left and left[0][1] == component and left.pop(0)
+    )
 
 
 # -- by hand -------------------------------------------------------------------------------------------------------------

@@ -7,18 +7,32 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from colossim.catalog.facts import Entry, Facts
-from colossim.catalog.quantities import Factor, Seconds, SomeSeconds, SomeShare
+from colossim.catalog.quantities import Factor, Positive, Seconds, SomeSeconds, SomeShare
 
-Component = Literal["gpu", "node", "leaf", "job"]
+Component = Literal["gpu", "node", "rack", "leaf", "job"]
 Effect = Literal["stop", "degrade", "slow", "corrupt"]
 
 #: Of what there is one for each fault of a class, by the class's name; a `link` is a NIC's, of which each GPU has one.
 OWNERS: dict[str, Component] = {
     **dict.fromkeys(("gpu", "hbm", "nvlink", "nic", "link"), "gpu"),
     **dict.fromkeys(("node", "host", "nvswitch"), "node"),
+    **dict.fromkeys(("rack", "power"), "rack"),
     **dict.fromkeys(("leaf", "switch"), "leaf"),
     **dict.fromkeys(("job", "software", "storage"), "job"),
 }
+
+
+class Radius(Facts):
+    """What a fault takes at once."""
+
+    nodes: Positive = Field(description="neighbours that hang together: a rack's, or those of a power domain")
+
+
+class Infant(Facts):
+    """How much more often what is new fails: 1 + (factor - 1) exp(-age/lasts) times, age since it joined the cluster."""
+
+    factor: Annotated[Factor, Field(ge=1, le=1000)] = Field(description="times as often on the first day")
+    lasts: SomeSeconds = Field(description="s in which what is more falls to 37 %")
 
 
 class FaultClass(Facts):
@@ -32,8 +46,10 @@ class FaultClass(Facts):
 
     mtbf: SomeSeconds = Field(description="s, mean time between failures of one component")
     per: Component | None = Field(
-        default=None, description="what there is one component for: gpu, node, leaf switch or job; by the class's name"
+        default=None,
+        description="what there is one component for: gpu, node, rack, leaf switch or job; by the class's name",
     )
+    radius: Radius | None = Field(default=None, description="what a rack's fault takes at once: all its nodes")
     effect: Effect = Field(default="stop", description="what it does to the job")
     to: SomeShare = Field(
         default="50 %", validate_default=True, description="what a degraded link or a slow GPU keeps of its rate"
@@ -47,6 +63,15 @@ class FaultClass(Facts):
     )
     shape: Annotated[Factor, Field(ge=0.1, le=100)] = Field(
         default=1.0, description="of Weibull lifetimes: below 1 what is new fails more often (infant mortality)"
+    )
+
+    hang: bool = Field(
+        default=False,
+        description="nothing crashes: noticed when collectives time out (`checkpoint.watchdog`), or after `detect` if that is"
+        " sooner",
+    )
+    infant: Infant | None = Field(
+        default=None, description="how much more often components fail that are new; what takes a place is as old as it"
     )
 
     @property

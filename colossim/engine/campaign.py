@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from dataclasses import astuple
+from math import inf
 from typing import Any, Literal, cast
 
 import simpy
@@ -133,7 +134,7 @@ class Campaign:
     def _train(self) -> Generator[simpy.Event, Any, None]:
         """Until the next checkpoint is due, the work is done, or the job stops for what is new."""
         log, era = self.log, self.era
-        target = min(self.checkpoints.last.done + era.interval * (era.tokens / era.step_s), self.setting.work)
+        target = min(self._due_in_storage(), self._due_in_memory(), self.setting.work)
         while log.done < target and not self._stops():
             size = self.outages.size
             step = era.step_of(self._state())
@@ -155,6 +156,16 @@ class Campaign:
                 log.shrunk += spent if size is not None else 0.0
                 self._mark()
 
+    def _due_in_storage(self) -> float:
+        """Tokens after which a checkpoint is written there."""
+        return self.checkpoints.stored.done + self.era.interval * (self.era.tokens / self.era.step_s)
+
+    def _due_in_memory(self) -> float:
+        peers = self.era.peers
+        if peers is None:
+            return inf
+        return self.checkpoints.last.done + peers.interval * (self.era.tokens / self.era.step_s)
+
     def _state(self) -> State:
         """Of several slow parts of a kind, the one whose step takes longest by itself sets the pace."""
         size = self.outages.size
@@ -168,7 +179,10 @@ class Campaign:
 
     def _checkpoint(self) -> Generator[simpy.Event, Any, None]:
         if self.log.done < self.setting.work and not self._stops():
-            yield from self._write("checkpoint")
+            if self.log.done >= self._due_in_storage():
+                yield from self._write("checkpoint")
+            else:
+                yield from self._write_to_peers()
 
     def _write(self, phase: Phase) -> Generator[simpy.Event, Any, None]:
         began = self.calendar.now
@@ -176,6 +190,15 @@ class Campaign:
         now = self.calendar.now
         self.checkpoints.forget(now, min(self.outages.unfound, default=now))
         self.checkpoints.add(self.log, began, max(now, began + self.era.durable))
+        self.tries = 0
+
+    def _write_to_peers(self) -> Generator[simpy.Event, Any, None]:
+        peers = self.era.peers
+        assert peers is not None, "nothing else is due before the storage"
+        began = self.calendar.now
+        yield from self._for("checkpoint", peers.write)
+        self.checkpoints.add(self.log, began, self.calendar.now, memory=True)
+        self.outages.forgot.clear()
         self.tries = 0
 
     def _for(self, phase: Phase, seconds: float) -> Generator[simpy.Event, Any, None]:
@@ -207,9 +230,9 @@ class Campaign:
         """Writes what isn't written, stops, and starts again in the new era, or on more nodes."""
         era = self._stops_for_era()
         writing: Phase = "growth" if era else "checkpoint"
-        if self.log.done > self.checkpoints.last.done:
+        if self.log.done > self.checkpoints.stored.done:
             yield from self._write(writing)
-        yield from self._for(writing, self.checkpoints.last.durable - self.calendar.now)
+        yield from self._for(writing, self.checkpoints.stored.durable - self.calendar.now)
         yield from self._until_it_fits()
         yield from self._moved()
         yield from self._for("growth" if era else "restart", self.era.restart)
@@ -249,7 +272,8 @@ class Campaign:
                 yield from self._for("detection", 0.0 if known else fault.source.kind.detect)
                 yield from self._until_it_fits()
                 yield from self._moved()
-                yield from self._for("restart", self.era.restart)
+                peers = self.era.peers if self.checkpoints.last.memory else None
+                yield from self._for("restart", self.era.restart if peers is None else peers.restart)
             except simpy.Interrupt as interrupt:
                 self._note(fault, began, lost)
                 fault = cast(Fault, interrupt.cause)
@@ -260,6 +284,7 @@ class Campaign:
             else:
                 break
         self._note(fault, began, lost)
+        self.outages.forgot.clear()
         self._mark()
 
     def _note(self, fault: Fault, began: float, lost: float) -> None:
@@ -283,7 +308,7 @@ class Campaign:
         """s that are lost: all since the last checkpoint that is durable, and of a corruption one from before it."""
         now = self.calendar.now
         sound = fault.time if fault.source.kind.effect == "corrupt" else now
-        lost = self.checkpoints.roll_back(self.log, now, sound)
+        lost = self.checkpoints.roll_back(self.log, now, sound, held=self.outages.held(fault))
         self._mark()
         return lost
 

@@ -25,8 +25,8 @@ class Interruption:
 class Log:
     """What a campaign leaves behind. spent: s by account.  done: tokens that count; by_era: of them, in each era.
 
-    shrunk: s of training with fewer replicas.  faults: of each class.  eras: (s, index) when each was taken up.
-    trace: (s, done) wherever the pace of progress changed.
+    checkpoints, in_memory: written, to storage and to nodes.  shrunk: s of training with fewer replicas.  faults: of each
+    class.  eras: (s, index) when each was taken up.  trace: (s, done) wherever the pace of progress changed.
     """
 
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))
@@ -34,6 +34,7 @@ class Log:
     done: float = 0.0
     by_era: list[float] = field(default_factory=lambda: [0.0])
     checkpoints: int = 0
+    in_memory: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     interruptions: list[Interruption] = field(default_factory=list)
     shrunk: float = 0.0
@@ -70,7 +71,7 @@ class Log:
 class Saved:
     """A checkpoint. began, durable: s, when its write began and when it can be restarted from.
 
-    done, by_era: tokens; productive, degraded: s of training until then.
+    done, by_era: tokens; productive, degraded: s of training until then.  memory: held by nodes, not in storage.
     """
 
     done: float
@@ -79,6 +80,7 @@ class Saved:
     degraded: float
     began: float
     durable: float
+    memory: bool = False
 
 
 class Checkpoints:
@@ -91,21 +93,38 @@ class Checkpoints:
     def last(self) -> Saved:
         return self.saved[-1]
 
-    def add(self, log: Log, began: float, durable: float) -> None:
-        """What the job has done is written. began, durable: s."""
+    @property
+    def stored(self) -> Saved:
+        """The last in storage."""
+        return next(saved for saved in reversed(self.saved) if not saved.memory)
+
+    def add(self, log: Log, began: float, durable: float, *, memory: bool = False) -> None:
+        """What the job has done is written. began, durable: s.  memory: in the place of what the nodes held before."""
         spent = log.spent
-        self.saved.append(Saved(log.done, tuple(log.by_era), spent["productive"], spent["degraded"], began, durable))
-        log.checkpoints += 1
+        self.saved.append(
+            Saved(log.done, tuple(log.by_era), spent["productive"], spent["degraded"], began, durable, memory)
+        )
+        if memory:
+            self.saved[:-1] = [saved for saved in self.saved[:-1] if not saved.memory]
+            log.in_memory += 1
+        else:
+            log.checkpoints += 1
 
     def forget(self, now: float, sound: float) -> None:
         """Drops what nothing can lead back to: all before the last that is durable and begun by `sound`."""
         for i in range(len(self.saved) - 1, 0, -1):
-            if self.saved[i].durable <= now and self.saved[i].began <= sound:
+            saved = self.saved[i]
+            if not saved.memory and saved.durable <= now and saved.began <= sound:
                 del self.saved[:i]
                 return
 
-    def roll_back(self, log: Log, now: float, sound: float) -> float:
-        """Goes back to the last that is durable and was begun by `sound`. Returns s of training that are lost."""
+    def roll_back(self, log: Log, now: float, sound: float, *, held: bool = True) -> float:
+        """Goes back to the last that is durable and was begun by `sound`. Returns s of training that are lost.
+
+        held: whether what is in memory is still there.
+        """
+        if not held:
+            self.saved = [saved for saved in self.saved if not saved.memory]
         while len(self.saved) > 1 and (self.last.durable > now or self.last.began > sound):
             self.saved.pop()
         last, spent = self.last, log.spent

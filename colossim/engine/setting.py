@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A class of faults and the components that have them. owner: what they are of; away: whether a fault takes a node away.
+    """A class of faults and the components that have them. owner: what they are of.
 
     places: (count,) where in the job each is, for what a slow one costs there; all in place 0 if absent.
     """
@@ -42,13 +42,12 @@ class Source:
     count: int
     places: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def away(self) -> bool:
-        return self.owner in ("gpu", "node")
-
-    def node_of(self, component: int, nodes: int) -> int | None:
-        """The job's node that a component is in or is, of so many; None if a fault takes no node away."""
-        return component * nodes // self.count if self.away else None
+    def nodes_of(self, component: int, nodes: int) -> tuple[int, ...]:
+        """Of so many nodes of the job those that a fault takes away: a GPU's, itself, a rack's; none of a leaf or a job."""
+        if self.owner == "rack":
+            size = self.kind.radius.nodes if self.kind.radius is not None else 1
+            return tuple(range(component * size, min((component + 1) * size, nodes)))
+        return (component * nodes // self.count,) if self.owner in ("gpu", "node") else ()
 
     def place_of(self, component: int) -> int:
         """Where in the job a component is."""
@@ -70,6 +69,16 @@ class Fewer:
 
 
 @dataclass(frozen=True)
+class Peers:
+    """Checkpoints in the memory of other nodes. interval, write, restart: s; copies: nodes that hold the same, neighbours."""
+
+    interval: float
+    write: float
+    restart: float
+    copies: int
+
+
+@dataclass(frozen=True)
 class Era:
     """The job as it stands from a moment on until the next era.
 
@@ -79,6 +88,8 @@ class Era:
     step_of: s a step in a state.  move: s that going over to it takes beyond a restart.  planned: the job writes a checkpoint
     and stops for it at `begins`; else it is taken up at the first restart after that.  fewer: how the job goes on without a
     spare, the most replicas first; without any it waits.  regrow: it stops for a node that is back; else a restart takes it up.
+    peers: checkpoints in memory, beside those in storage.  crews: that repair, one thing each; None: as many as it takes.
+    warm: spares more, that take `join` s to join.
     """
 
     begins: float
@@ -96,6 +107,10 @@ class Era:
     planned: bool = False
     fewer: tuple[Fewer, ...] = ()
     regrow: bool = False
+    peers: Peers | None = None
+    crews: int | None = None
+    warm: int = 0
+    join: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Campaign:
     goodput: float
     ettr: float
     checkpoints: int
+    checkpoints_in_memory: int
     spent_s: dict[str, float]
     faults: dict[str, int]
     interruptions: tuple[dict[str, Any], ...]
@@ -73,7 +74,9 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, growth: G
     log, era = logs[0], setting.first
     steps = [whole_steps(done, one) for done, one in zip(log.by_era, setting.eras, strict=True)]
     stops = math.isfinite(mtbf)
-    blocks = stops and era.write > 0
+    # The formulas know one kind of checkpoint.
+    alone = stops and era.peers is None
+    blocks = alone and era.write > 0
     restart = era.restart + _detection(era)
     return Campaign(
         wall_s=log.wall,
@@ -82,6 +85,7 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, growth: G
         goodput=_goodput(log),
         ettr=_ettr(log),
         checkpoints=log.checkpoints,
+        checkpoints_in_memory=log.in_memory,
         spent_s={name: log.spent[name] for name in ACCOUNTS},
         faults=dict(log.faults),
         interruptions=tuple(_told(item) for item in log.interruptions),
@@ -93,7 +97,7 @@ def build_campaign(setting: Setting, logs: Sequence[Log], mtbf: float, growth: G
         daly_s=daly(mtbf, era.write) if blocks else None,
         best_s=best_interval(mtbf, era.write) if blocks else None,
         goodput_by_formula=1.0 / wall_over_work(era.interval, mtbf, era.write, restart)
-        if stops and math.isfinite(era.interval)
+        if alone and math.isfinite(era.interval)
         else None,
         replicas=_over_seeds(logs) if len(logs) > 1 else None,
         fewer_replicas_s=log.shrunk,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from colossim import units
 from colossim.catalog.facts import Facts
-from colossim.catalog.quantities import Quantity, Rate, Seconds
+from colossim.catalog.quantities import Positive, Quantity, Rate, Seconds, SomeSeconds
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,17 @@ class Storage(Facts):
 
     node: Rate | None = Field(default=None, description="bytes/s that a node writes")
     total: Rate | None = Field(default=None, description="bytes/s that the storage takes of all nodes")
+
+
+class Peer(Facts):
+    """Checkpoints that nodes keep in memory for each other."""
+
+    interval: SomeSeconds = Field(description="s of training between two")
+    write: Seconds = Field(description="s for which one blocks the job")
+    restart: Seconds = Field(description="s from a job that stands still to one that trains again, out of memory")
+    copies: Annotated[int, Field(ge=2, le=64)] = Field(
+        default=2, description="neighbouring nodes that hold the same: of each such group one has to be left"
+    )
 
 
 class Checkpoint(Facts):
@@ -59,7 +70,29 @@ class Checkpoint(Facts):
         description="s from a job that stands still to one that trains again, its checkpoint loaded"
     )
 
+    peer: Peer | None = Field(default=None, description="checkpoints in the nodes' memory, beside those in storage")
+    watchdog: SomeSeconds = Field(
+        default="10 min",
+        validate_default=True,
+        description="s after which a collective that hangs ends the job; PyTorch's default for NCCL",
+    )
+
     @property
     def best(self) -> bool:
         """Whether the interval is to be found."""
         return self.interval == 0.0
+
+
+class Repairs(Facts):
+    """Who repairs what has failed."""
+
+    crews: Positive = Field(description="that repair one thing each, in the order in which it was found")
+
+
+class Warm(Facts):
+    """Spares that aren't ready at once."""
+
+    nodes: Positive = Field(description="that stand by beside `spares`, for when none of these is left")
+    join: Seconds = Field(
+        description="s from a fault's detection until one has booted, is checked, and can join the job"
+    )

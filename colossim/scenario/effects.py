@@ -160,7 +160,7 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
                 scenario.faults is None and scenario.run.duration is None and not scenario.events,
                 "nothing fails: write `faults`",
             )
-            for key in ("checkpoint", "spares", "when_short")
+            for key in ("checkpoint", "spares", "warm", "repairs", "when_short")
         ),
         ("jitter", jitter is not None and not jitter.given, "it says how GPUs differ by 0 %"),
         ("jitter.slow.factor", slow is not None and slow.factor == 1.0, "slow machines take 1 times as long as others"),
@@ -177,6 +177,15 @@ def no_effects(scenario: Scenario, plan: Plan) -> list[str]:
                 f"the run ends before, after {format_time(scenario.run.duration or 0.0)}",
             )
             for i, event in enumerate(scenario.events)
+        ),
+        (
+            "checkpoint.watchdog",
+            scenario.faults is not None and not any(kind.hang for kind in scenario.faults.classes.values()),
+            "nothing hangs: `hang: true` in a class of faults",
+        ),
+        *(
+            (key, scenario.when_short == "wait", "the job waits for a node: `when_short: shrink`")
+            for key in ("regrow", "short_batch")
         ),
         (
             "run.seed",

@@ -46,10 +46,22 @@ def _check_faults(scenario: Scenario, report: Callable[[str, str], None]) -> Non
     for name, kind in faults.classes.items():
         owner = faults.owner(name)
         if owner is None:
-            message = "is no component that is known: say `per` (gpu, node, leaf or job) in it, or name it one of"
+            message = "is no component that is known: say `per` (gpu, node, rack, leaf or job) in it, or name it one of"
             report(f"faults.{name}", f"{message} {', '.join(OWNERS)}")
         elif owner == "leaf" and fabric.type not in LEAFY:
             report(f"faults.{name}", f"a fabric of type {fabric.type} has no leaf switches that could fail")
+        elif kind.hang and kind.effect != "stop":
+            report(f"faults.{name}.hang", f"is of what stops the job, not of {kind.effect}: leave it out")
+        elif kind.infant is not None and kind.shape != 1:
+            report(f"faults.{name}.infant", "is of lives that are exponential otherwise: leave out `shape`, or this")
+        elif owner == "rack" and kind.radius is None:
+            report(
+                f"faults.{name}.radius", "is missing: the nodes that a rack's fault takes at once, such as {nodes: 8}"
+            )
+        elif owner != "rack" and kind.radius is not None:
+            report(f"faults.{name}.radius", f"is of a rack, not of a {owner}: `per: rack` would do")
+        elif owner == "rack" and kind.effect != "stop":
+            report(f"faults.{name}.effect", f"{kind.effect} is of no rack: stop would do")
         elif owner not in _OF.get(kind.effect, (owner,)):
             whose = " or ".join(_OF[kind.effect])
             report(f"faults.{name}.effect", f"{kind.effect} is of a {whose}, not of a {owner}: stop would do")
@@ -76,6 +88,17 @@ def _check_checkpoint(scenario: Scenario, report: Callable[[str, str], None]) ->
         report("checkpoint.interval", "an optimal one needs faults that stop the job: say how long it is")
     if checkpoint.best and checkpoint.write == 0:
         report("checkpoint.interval", "an optimal one needs checkpoints that take time: say how long it is")
+    if checkpoint.peer is not None:
+        if checkpoint.best:
+            report("checkpoint.interval", "an optimal one is of storage alone: beside `peer` say how long it is")
+        elif checkpoint.peer.interval >= checkpoint.interval:
+            late = format_time(checkpoint.interval)
+            report(
+                "checkpoint.peer.interval",
+                f"is no shorter than that of the storage, {late}: memory is for more of them",
+            )
+        if checkpoint.peer.write >= checkpoint.peer.interval:
+            report("checkpoint.peer.write", "is no shorter than the interval: the job would write more than it trains")
     if not checkpoint.best and checkpoint.write is not None:
         durable = checkpoint.durable if checkpoint.asynchronous else None
         check_times(checkpoint.interval, checkpoint.write, checkpoint.write if durable is None else durable, report)

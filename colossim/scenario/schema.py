@@ -26,7 +26,7 @@ from colossim.catalog.quantities import (
 )
 from colossim.catalog.types import Fabric, NodeType
 from colossim.errors import Problem, ScenarioError
-from colossim.scenario.campaign import Checkpoint
+from colossim.scenario.campaign import Checkpoint, Repairs, Warm
 from colossim.scenario.degraded import Degraded
 from colossim.scenario.events import Event
 from colossim.scenario.jitter import Jitter
@@ -149,6 +149,8 @@ class Scenario(Facts):
     spares: Natural | None = Field(
         default=None, description="nodes that stand by for failed ones; those that the job doesn't use when absent"
     )
+    warm: Warm | None = Field(default=None, description="spares more, that take a time to join")
+    repairs: Repairs | None = Field(default=None, description="who repairs; as many as it takes when absent")
     when_short: Literal["wait", "shrink"] = Field(
         default="wait", description="what the job does without a spare: wait for a node, or go on with fewer replicas"
     )
