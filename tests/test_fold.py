@@ -387,7 +387,7 @@ def odd_scenario(seed):
     )
 
 
-@pytest.mark.parametrize("seed", [*range(40), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(40, 80))])
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 80))])
 def test_folded_equals_unfolded_at_odd_sizes(seed):
     agree(odd_scenario(seed))
 

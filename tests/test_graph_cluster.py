@@ -98,7 +98,7 @@ def irregular(seed):
     return graph, nodes
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 40))])
 def test_folded_equals_unfolded_on_irregular_graphs(seed):
     agree(random_scenario(seed, *irregular(seed)))
 
@@ -211,8 +211,14 @@ JOBS = {
 
 
 @pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("ratio", [1, 4])
-@pytest.mark.parametrize("kind", ["fat-tree", "rail-optimized"])
+@pytest.mark.parametrize(
+    ("kind", "ratio"),
+    [
+        ("fat-tree", 4),
+        ("rail-optimized", 1),
+        *(pytest.param(*which, marks=pytest.mark.slow) for which in (("fat-tree", 1), ("rail-optimized", 4))),
+    ],
+)
 def test_a_leaf_spine_graph_is_the_built_in_fabric(kind, ratio, job):
     """The same links, so the same step: three spines of a graph carry a third each of what is one bundle there."""
     fabric = (

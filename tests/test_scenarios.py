@@ -26,8 +26,6 @@ SEED = (
     "grok2-15k",
     "grok3-colossus",
     "million-gpus",
-    "stragglers-12k: and kernels that vary",
-    "stragglers-12k: and each GPU by 0.5 %",
     "quickstart",
 )
 
