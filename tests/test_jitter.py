@@ -424,3 +424,12 @@ def test_chunked_collectives_wait_for_slow_gpus_too():
 def test_several_jobs_have_none_yet():
     with pytest.raises(ScenarioError, match="stragglers of several jobs can't be played yet"):
         load_scenario("two-jobs", set=["jitter={kernel: 1 %}"])
+
+
+def test_a_wrong_jitter_hides_no_other_problem():
+    """What is wrong between other fields is told beside it, all at once."""
+    wrong = ["jitter={slow: {share: 1 %, factor: 0.5}}", "spares=40", "faults={gpu: {mtbf: 100 h}}",
+             "checkpoint={interval: 10 s, write: 20 s, restart: 1 min}"]  # fmt: skip
+    with pytest.raises(ScenarioError) as error:
+        load_scenario("two-pods", set=wrong)
+    assert {problem.field for problem in error.value.problems} == {"jitter.slow.factor", "spares", "checkpoint.write"}

@@ -33,7 +33,9 @@ Change = tuple[str, Any, Place]
 #: Parts of a scenario that no rule between fields reads, and what stands in for them when rules are checked.
 _FREE: dict[Path_, Any] = {
     ("name",): "x",
-    **dict.fromkeys((part,) for part in ("description", "sources", "assumptions", "traffic", "run", "cases", "grid")),
+    **dict.fromkeys(
+        (part,) for part in ("description", "sources", "assumptions", "traffic", "jitter", "run", "cases", "grid")
+    ),
     ("cluster", "fabric"): "spectrum-x",
     **dict.fromkeys(("cluster", part) for part in ("degraded", "pue", "storage")),
     **dict.fromkeys(
