@@ -19,6 +19,7 @@ from colossim.bookmark import Bookmark, hash_of
 from colossim.cli import _run
 from colossim.errors import ScenarioError
 from colossim.replicas import play_replicas
+from colossim.result.write import write
 from colossim.scenario.reader import load_scenario
 from colossim.scenario.variants import load_variants
 from colossim.simulation import simulate
@@ -235,3 +236,13 @@ def test_killed_ten_times_it_gives_the_same_bytes(workers, most, tmp_path):
     for name in names:
         one, other = ((tmp_path / folder / name).read_bytes() for folder in "ab")
         assert OWN.sub(b"", one) == OWN.sub(b"", other), name
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path):
+    """Files that it wrote beside their names are taken away by the next run; others' are not."""
+    half, others = tmp_path / ".power.png.d26yn6vo", tmp_path / ".power.png.swp"
+    half.touch()
+    others.touch()
+    write(simulate(load_scenario("two-pods")), tmp_path, plots=False)
+    assert not half.exists()
+    assert others.exists()

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ FILES = (
     "summary.json", "steps.csv", "interruptions.csv", "throughput.png", "breakdown.png", "timeline.png", "power.png",
     "goodput.png", "lost-time.png", "interval.png", "growth.png",
 )  # fmt: skip
+#: How the names of half-written files go on (`tempfile`).
+_HALF = re.compile(r"\.[a-z0-9_]{8}")
 
 
 def prepare_out(folder: Path, *, force: bool = False) -> None:
@@ -105,6 +108,11 @@ def write_summary(result: Result | FabricResult, folder: Path) -> Path:
     for name in FILES[1:]:
         # Those of the run that was here before would be a lie, also if this one is interrupted.
         (folder / name).unlink(missing_ok=True)
+    for name in FILES:
+        # Of a run that was killed while it wrote.
+        for left in folder.glob(f".{name}.*"):
+            if _HALF.fullmatch(left.name.removeprefix(f".{name}")):
+                left.unlink(missing_ok=True)
     return whole(folder / "summary.json", lambda file: file.write(result.to_json().encode() + b"\n"))
 
 
