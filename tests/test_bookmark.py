@@ -194,7 +194,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert f"the same command with --resume goes on from `{file}`" in err
     Bookmark(file, mark_of(9000), resume=True).close()
 
