@@ -15,8 +15,9 @@ from colossim.cluster.variation import paces_of, slow_gpus
 from colossim.draws import generator, log_spread
 from colossim.engine.lateness import Lateness, Stretch
 from colossim.engine.seats import Seating, Seats
-from colossim.engine.trace import Played
+from colossim.engine.trace import Played, Ran
 from colossim.errors import ScenarioError, SimulationError
+from colossim.jitter import _told
 from colossim.layout import compile_setup, folded, lay_out, prepare
 from colossim.legs import KERNEL, WAIT, Part, Segment
 from colossim.scenario.jitter import Jitter, Slow
@@ -374,12 +375,28 @@ def test_a_slow_machine_is_slow_wherever_the_job_stands():
     assert [told["slow_gpus"] for told in placed] == [64, 64]
 
 
-def test_the_pace_is_that_of_a_percentile():
-    """Half of the machines at 1.2: the step is theirs, and all GPUs are no slower; at 1.2 and 1.0 half are faster."""
-    told = simulate(load_scenario("two-pods", set=["jitter={slow: {share: 50 %, factor: 1.2}}"])).jitter
-    assert 1.0 < told["pace"] <= 1.2 + 1e-9
-    assert told["percentile"] in (0.5, 1.0)
-    assert (told["percentile"] == 1.0) == (told["pace"] * (1 + 1e-9) >= 1.2)
+@pytest.mark.parametrize("place", [10, 63, 127])
+def test_the_pace_is_that_of_a_percentile(place):
+    """A step of 3 s and twice the pace of the GPU at a place of the order: that is its pace, place + 1 of 128 are no slower."""
+
+    class Steps:
+        approximate = False
+
+        def lasting(self, paces):
+            return 3.0 + 2.0 * np.sort(paces, axis=1)[:, place]
+
+    drawn = np.sort(paces_of(cluster(), Jitter(gpu=0.05), 0))
+    late = _told(Jitter(gpu=0.05), cluster(), 128, 0, 5.0, Steps())
+    assert late.pace == pytest.approx(drawn[place])
+    assert late.percentile == pytest.approx((place + 1) / 128)
+    assert late.median == pytest.approx(3.0 + 2.0 * drawn[place])
+
+
+def test_draws_are_counted_for_every_stretch_and_kernel_of_a_rank():
+    """Four ranks: two stretches with kernels, one without, and a kernel beside transfers; the host draws nothing."""
+    step = toy(4, [kernel(1.0), kernel(1.0), barrier(), Part(1.0, 9, WAIT), barrier(), kernel(1.0)])
+    step.trace += [Ran(0, 1.0, 1.0), Ran(0, 1.0, 0.0)]
+    assert step.draws == 4 * (2 + 1)
 
 
 def test_states_of_a_campaign_and_batches_of_a_ramp_have_jitter_too():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from colossim.draws import generator
 from colossim.errors import Problem, ScenarioError
 
 Ints = NDArray[Any]
@@ -57,7 +57,7 @@ def place(wishes: Sequence[Wish], sizes: Ints, seed: int) -> list[Ints]:
         else:
             order = np.flatnonzero(free)
             if wish.placement == "scattered":
-                order = np.random.default_rng([seed, zlib.crc32(wish.name.encode())]).permutation(order)
+                order = generator(seed, wish.name).permutation(order)
         enough = int(np.searchsorted(np.cumsum(sizes[order]), wish.gpus)) + 1
         if enough > order.size:
             have = int(sizes[order].sum())

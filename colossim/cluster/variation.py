@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colossim.cluster.topology import Cluster
-from colossim.draws import generator, log_spread
+from colossim.draws import generator, log_spread, lognormal
 from colossim.scenario.jitter import Jitter
 
 
@@ -56,10 +56,10 @@ def paces_of(cluster: Cluster, jitter: Jitter, seed: int) -> NDArray[np.float64]
     """(gpus,) time that each GPU's kernels take over their mean: lognormal with a mean of 1, times the factor of slow ones."""
     spread = log_spread(jitter.gpu)
     draws = generator(seed, "jitter.gpu").standard_normal(cluster.gpus)[_numbers(cluster)]
-    paces = np.exp(spread * draws - spread**2 / 2.0)
+    paces = lognormal(spread * draws, spread)
     if jitter.slow is not None:
         paces[slow_gpus(cluster, jitter, seed)] *= jitter.slow.factor
-    return np.asarray(paces)
+    return paces
 
 
 def _numbers(cluster: Cluster) -> NDArray[np.int64]:

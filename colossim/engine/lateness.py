@@ -12,11 +12,12 @@ shares then, and beside kernels that nothing slows. Elsewhere these times are th
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from colossim.draws import log_spread
+from colossim.draws import log_spread, lognormal
 from colossim.engine.group import Call, Communicator
 from colossim.engine.seats import Seating, Seats
 from colossim.engine.trace import Arrived, Played, Posted, Ran, Streamed, Trace, Waited
@@ -139,7 +140,7 @@ class _Replay:
         classes = range(len(seating.ranks))
         self.paces = [paces[:, ranks] for ranks in seating.ranks]
         self.times: list[Floats] = [np.zeros((count, pace.shape[1])) for pace in self.paces]
-        self._slowest: dict[Seats | int, Floats] = {}
+        self._slowest: dict[int, Floats] = {}
         #: of a call: class, (steps, seats) s at which it was ready, the call that had to end first
         self._ready: dict[Call, list[tuple[int, Floats, Call | None]]] = {}
         #: (steps, G) s at which a call's first byte moves, and its last has arrived
@@ -147,7 +148,7 @@ class _Replay:
         #: s of the first of these and of the last
         self._spans: dict[Call, tuple[float, float]] = {}
         self._ends: dict[Call, Floats] = {}
-        self._queues: dict[Communicator, list[Call]] = {}
+        self._queues: dict[Communicator, deque[Call]] = {}
         self._free: dict[Communicator, tuple[float, Floats]] = {}
         #: of a class: calls that it has come to and not waited for, which slow its kernels; calls that all have come to
         self._flying: list[list[Call]] = [[] for _ in classes]
@@ -168,7 +169,7 @@ class _Replay:
                     if call.watchers:
                         self._flying[member].append(call)
                 case Posted(call):
-                    self._queues.setdefault(call.owner.communicator, []).append(call)
+                    self._queues.setdefault(call.owner.communicator, deque()).append(call)
                     self._posted.add(call)
                 case Waited(member, call, role):
                     if call in self._flying[member]:
@@ -198,7 +199,7 @@ class _Replay:
         draws *= np.float32(spread)
         draws += np.log(pace).astype(np.float32)
         found = (draws if seats is None else seats.last(draws)).astype(np.float64)
-        return np.asarray(np.exp(found - spread**2 / 2))
+        return lognormal(found, spread)
 
     def _beside(self, member: int, seconds: Floats) -> Floats:
         """When kernels of so many s end that run at 1/(1 + x) while one of the class's transfers moves.
@@ -235,14 +236,17 @@ class _Replay:
             if together is not None:
                 times = self.seating.seats(here, 0, member).told(together)
                 together = None
-            if stretch.kernels:
-                times = times + self._kernels(member, stretch.kernels, stretch.grain)
-            if stretch.others:
-                times = times + stretch.others
+            times = self._worked(member, times, stretch)
             if stretch.channel >= 0:
                 here = stretch.channel
                 together = self.seating.seats(here, 0, member).last(times) + stretch.seconds
         self.times[member] = times
+
+    def _worked(self, member: int, times: Floats, stretch: Stretch) -> Floats:
+        """(steps, seats) s at which each has done what a stretch has before its collective."""
+        if stretch.kernels:
+            times = times + self._kernels(member, stretch.kernels, stretch.grain)
+        return times + stretch.others if stretch.others else times
 
     def _slowest_of(self, member: int, seats: Seats, stretch: Stretch) -> Floats:
         """s of a stretch's kernels on the slowest of each group whose members begin together: (steps, G)."""
@@ -264,10 +268,7 @@ class _Replay:
                 stretches = each[i]
                 while True:
                     stretch = stretches[places[i]]
-                    if stretch.kernels:
-                        self.times[member] = self.times[member] + self._kernels(member, stretch.kernels, stretch.grain)
-                    if stretch.others:
-                        self.times[member] = self.times[member] + stretch.others
+                    self.times[member] = self._worked(member, self.times[member], stretch)
                     if stretch.channel in (channel, -1):
                         seconds = stretch.seconds
                         break
@@ -294,7 +295,7 @@ class _Replay:
         """(steps, G) when a call ends in each group of its class; those before it in its communicator's order first."""
         while call not in self._ends:
             communicator = call.owner.communicator
-            first = self._queues[communicator].pop(0)
+            first = self._queues[communicator].popleft()
             assert first.posted is not None
             assert first.began is not None
             assert first.ended is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from colossim.draws import log_spread
+from colossim.draws import log_spread, lognormal
 from colossim.legs import Alone, Leg, Meeting, Part, Segment, Slowed, Step
 
 
@@ -27,7 +27,7 @@ def paced(
             return pace if grain else 1.0
         assert rng is not None
         spread = log_spread(kernel * grain)
-        return pace * float(np.exp(spread * rng.standard_normal() - spread**2 / 2))
+        return pace * float(lognormal(spread * rng.standard_normal(1), spread)[0])
 
     def stretched(segment: Segment) -> Segment:
         if kernel or id(segment) not in known:

@@ -84,8 +84,8 @@ class Seating:
         of_class = partition.rank[first]
         by_class = np.argsort(of_class, kind="stable")
         bounds = np.cumsum(np.bincount(of_class))
+        #: By class, the (seats,) first rank of each.
         self.ranks = np.split(first[by_class], bounds[:-1])
-        """By class, the (seats,) first rank of each."""
         number = np.empty(first.size, np.int64)
         number[by_class] = np.arange(first.size) - (bounds - np.bincount(of_class))[of_class[by_class]]
         self._number = number[seat]
